@@ -1,0 +1,231 @@
+//! What the worker counts. The doc comment of each field is its help text in `/metrics`.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+
+use crate::pipeline::{
+    QueueError, Verdict,
+    receive::{Delivery, Outcome},
+};
+
+macro_rules! metrics {
+    ($(#[doc = $help:literal] $name:ident: $kind:ty = $make:expr;)*) => {
+        /// All metrics of one worker.
+        pub struct Metrics {
+            $(#[doc = $help] pub $name: $kind,)*
+            registry: Registry,
+            /// Counters that belong to one identity change together.
+            identities: Mutex<()>,
+        }
+
+        impl Default for Metrics {
+            fn default() -> Self {
+                let mut registry = Registry::with_prefix("ses_ledger");
+                $(
+                    let $name: $kind = $make;
+                    registry.register(stringify!($name), $help.trim().trim_end_matches('.'), $name.clone());
+                )*
+                Self { $($name,)* registry, identities: Mutex::new(()) }
+            }
+        }
+    };
+}
+
+metrics! {
+    /// Messages received from the queue, each time one is handed out.
+    messages_received: Counter = Counter::default();
+    /// Messages of which every event is stored.
+    messages_stored: Counter = Counter::default();
+    /// Messages that hold nothing but known noise.
+    messages_ignored: Counter = Counter::default();
+    /// Messages of which something went to quarantine.
+    messages_rejected: Counter = Counter::default();
+    /// Messages given back to the queue without being stored.
+    messages_released: Counter = Counter::default();
+    /// Messages received that have no outcome yet.
+    messages_in_hand: Gauge = Gauge::default();
+    /// Messages received less stored, ignored, rejected, released and in hand: zero unless the worker has a fault.
+    messages_drift: Gauge = Gauge::default();
+    /// Messages that had been handed out before.
+    messages_redelivered: Counter = Counter::default();
+    /// Messages deleted from the queue.
+    messages_deleted: Counter = Counter::default();
+    /// Stored messages that could not be deleted in time and may come back as duplicates.
+    messages_undeleted: Counter = Counter::default();
+
+    /// Events decoded from stored batches, one per recipient.
+    events_decoded: Counter = Counter::default();
+    /// Events that became a new row.
+    events_inserted: Counter = Counter::default();
+    /// Events whose row was there already.
+    events_duplicate: Counter = Counter::default();
+    /// Events parked because their mail is not known yet.
+    events_orphaned: Counter = Counter::default();
+    /// Events that the database refused; they are in quarantine.
+    events_quarantined: Counter = Counter::default();
+    /// Events decoded less inserted, duplicate, orphaned and quarantined: zero unless the worker has a fault.
+    events_drift: Gauge = Gauge::default();
+    /// Orphaned events attached to their mail.
+    orphans_attached: Counter = Counter::default();
+
+    /// Receives that were answered, by result: messages, empty, failed.
+    receives: Family<ReceiveLabels, Counter> = Family::default();
+    /// Messages per receive that brought any.
+    messages_per_receive: Histogram = Histogram::new((1..=10).map(f64::from));
+    /// Events per stored batch.
+    events_per_batch: Histogram = Histogram::new(exponential_buckets(1.0, 2.0, 13));
+    /// Seconds to store a batch, with all attempts.
+    store_duration_seconds: Histogram = Histogram::new(exponential_buckets(0.001, 2.0, 16));
+    /// Attempts to store that have to be repeated.
+    store_retries: Counter = Counter::default();
+    /// Deletes repeated for messages that failed.
+    delete_retries: Counter = Counter::default();
+    /// Pollers that got stuck and were replaced.
+    pollers_replaced: Counter = Counter::default();
+}
+
+/// Labels of `receives`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReceiveLabels {
+    result: &'static str,
+}
+
+/// By how much the two identities fail. Both are zero unless the worker has a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drift {
+    pub messages: i64,
+    pub events: i64,
+}
+
+impl Metrics {
+    /// The text that Prometheus reads.
+    pub fn encode(&self) -> String {
+        let _together = self.together(); // one moment: nothing is counted between two lines
+        self.compare();
+        let mut text = String::new();
+        match encode(&mut text, &self.registry) {
+            Ok(()) => text,
+            Err(_) => unreachable!("writing to a string does not fail"),
+        }
+    }
+
+    /// Compares both sides of both identities, at one moment.
+    pub fn check_identities(&self) -> Drift {
+        let _together = self.together();
+        self.compare()
+    }
+
+    fn compare(&self) -> Drift {
+        let count = |counters: &[&Counter]| counters.iter().map(|c| c.get() as i64).sum::<i64>();
+        let settled =
+            count(&[&self.messages_stored, &self.messages_ignored, &self.messages_rejected, &self.messages_released]);
+        let judged =
+            count(&[&self.events_inserted, &self.events_duplicate, &self.events_orphaned, &self.events_quarantined]);
+        let drift = Drift {
+            messages: count(&[&self.messages_received]) - settled - self.messages_in_hand.get(),
+            events: count(&[&self.events_decoded]) - judged,
+        };
+        self.messages_drift.set(drift.messages);
+        self.events_drift.set(drift.events);
+        drift
+    }
+
+    pub(crate) fn receive_answered(&self, answer: &Result<Vec<Delivery>, QueueError>) {
+        let result = match answer {
+            Ok(deliveries) if deliveries.is_empty() => "empty",
+            Ok(deliveries) => {
+                self.messages_per_receive.observe(deliveries.len() as f64);
+                let again = deliveries.iter().filter(|delivery| delivery.receive_count > 1).count();
+                self.messages_redelivered.inc_by(again as u64);
+                let _together = self.together();
+                self.messages_received.inc_by(deliveries.len() as u64);
+                self.messages_in_hand.inc_by(deliveries.len() as i64);
+                "messages"
+            }
+            Err(_) => "failed",
+        };
+        self.receives.get_or_create(&ReceiveLabels { result }).inc();
+    }
+
+    pub(crate) fn settled(&self, outcome: Outcome) {
+        let _together = self.together();
+        self.messages_in_hand.dec();
+        match outcome {
+            Outcome::Stored => self.messages_stored.inc(),
+            Outcome::Ignored => self.messages_ignored.inc(),
+            Outcome::Rejected => self.messages_rejected.inc(),
+            Outcome::Released => self.messages_released.inc(),
+        };
+    }
+
+    pub(crate) fn batch_stored(&self, decoded: usize, verdicts: &[Verdict], took: Duration) {
+        self.events_per_batch.observe(decoded as f64);
+        self.store_duration_seconds.observe(took.as_secs_f64());
+        let _together = self.together();
+        self.events_decoded.inc_by(decoded as u64);
+        for verdict in verdicts {
+            match verdict {
+                Verdict::Inserted => self.events_inserted.inc(),
+                Verdict::Duplicate => self.events_duplicate.inc(),
+                Verdict::Orphaned => self.events_orphaned.inc(),
+                Verdict::Quarantined => self.events_quarantined.inc(),
+            };
+        }
+    }
+
+    pub(crate) fn deleted(&self, deleted: usize, left: usize) {
+        self.messages_deleted.inc_by(deleted as u64);
+        self.messages_undeleted.inc_by(left as u64);
+    }
+
+    fn together(&self) -> MutexGuard<'_, ()> {
+        self.identities.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicBool, Ordering},
+        thread,
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_page_shows_one_moment() {
+        let (metrics, done) = (Metrics::default(), AtomicBool::new(false));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let (id, handle, body) = Default::default();
+                    metrics.receive_answered(&Ok(vec![Delivery { id, handle, body, receive_count: 1 }]));
+                    metrics.settled(Outcome::Stored);
+                }
+            });
+            let sums = Vec::from_iter((0..1_000).map(|_| metrics.encode()).map(|page| {
+                let value = |name: &str| -> i64 {
+                    let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+                    line.and_then(|number| number.parse().ok()).expect("every page has this count")
+                };
+                let settled = value("ses_ledger_messages_stored_total") + value("ses_ledger_messages_in_hand");
+                value("ses_ledger_messages_received_total") - settled
+            }));
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(sums.iter().filter(|sum| **sum != 0).count(), 0, "pages that do not add up");
+        });
+    }
+}

@@ -1,0 +1,149 @@
+//! Messages become one batch: receipts, events and rejects that are stored and deleted together.
+//! Values in, values out.
+
+use std::{fmt, sync::Arc};
+
+use tokio::time::Instant;
+
+use super::{
+    PipelineSettings,
+    decode::{self, Leaf, Reject},
+    receive::{Message, Origin, Outcome, Receipt},
+};
+use crate::event::Event;
+
+/// What one transaction takes, and the receipts that it pays for.
+#[derive(Default)]
+pub struct Batch {
+    pub(super) messages: Vec<Held>,
+    pub(super) arrivals: Vec<Arrival>,
+    pub(super) quarantined: Vec<Quarantined>,
+    /// When its first message was received.
+    pub(super) since: Option<Instant>,
+}
+
+/// A message of the batch.
+pub(super) struct Held {
+    pub(super) receipt: Receipt,
+    /// The outcome that it has if everything of it is stored: the gravest of its leaves'.
+    pub(super) outcome: Outcome,
+    pub(super) body: String,
+}
+
+/// An event and the message that brought it.
+pub struct Arrival {
+    pub event: Event,
+    pub origin: Arc<Origin>,
+    /// Position of its message in the batch.
+    pub(super) message: usize,
+}
+
+/// A body, or the part of it, that could not be understood or stored.
+pub struct Quarantined {
+    pub body: Vec<u8>,
+    pub stage: Stage,
+    /// Reason code.
+    pub reason: String,
+    /// Where it failed, without content.
+    pub at: String,
+    pub origin: Arc<Origin>,
+    /// Position of its message in the batch.
+    pub(super) message: usize,
+}
+
+/// Which stage sent a body to quarantine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    Decode,
+    Store,
+}
+
+impl Batch {
+    /// Adds a message and what it was decoded to.
+    pub(super) fn add(&mut self, message: Message, leaves: Vec<Leaf>, settings: &PipelineSettings, now: Instant) {
+        let Message { receipt, origin, body } = message;
+        let number = self.messages.len();
+        let mut outcome = Outcome::Ignored;
+        for leaf in leaves {
+            match leaf.outcome {
+                decode::Outcome::Ignored(_) => {}
+                decode::Outcome::Event(event) => {
+                    if outcome == Outcome::Ignored {
+                        outcome = Outcome::Stored;
+                    }
+                    let events = event.into_events(&settings.decode).into_iter();
+                    self.arrivals.extend(events.map(|event| Arrival {
+                        event,
+                        origin: Arc::clone(&origin),
+                        message: number,
+                    }));
+                }
+                decode::Outcome::Rejected(Reject { reason, at, raw }) => {
+                    outcome = Outcome::Rejected;
+                    self.quarantined.push(Quarantined {
+                        body: raw,
+                        stage: Stage::Decode,
+                        reason: reason.as_str().to_owned(),
+                        at,
+                        origin: Arc::clone(&origin),
+                        message: number,
+                    });
+                }
+            }
+        }
+        self.messages.push(Held { receipt, outcome, body });
+        self.since.get_or_insert(now);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// Whether another message may join: neither full nor old.
+    pub(super) fn has_room(&self, settings: &PipelineSettings, now: Instant) -> bool {
+        // Messages count as well, so that a flood of noise cannot make a batch without end.
+        let size = self.arrivals.len().max(self.messages.len());
+        size < settings.batch_size && self.since.is_none_or(|since| now < since + settings.batch_age)
+    }
+}
+
+impl Arrival {
+    /// An event that was brought by the batch's first message.
+    pub fn new(event: Event, origin: Arc<Origin>) -> Self {
+        Self { event, origin, message: 0 }
+    }
+}
+
+impl Quarantined {
+    /// A body that was brought by the batch's first message.
+    pub fn new(body: Vec<u8>, stage: Stage, reason: &str, at: &str, origin: Arc<Origin>) -> Self {
+        Self { body, stage, reason: reason.to_owned(), at: at.to_owned(), origin, message: 0 }
+    }
+
+    /// Equal for bodies that failed in the same way: the reason, and the place without its numbers.
+    pub fn fingerprint(&self) -> String {
+        let place: String = self.at.chars().filter(|c| !c.is_ascii_digit()).collect();
+        format!("{}:{}", self.reason, place)
+    }
+}
+
+impl Stage {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Decode => "decode",
+            Self::Store => "store",
+        }
+    }
+}
+
+impl fmt::Debug for Arrival {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Arrival").field("event", &self.event).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Quarantined {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Quarantined").field("reason", &self.reason).field("at", &self.at).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,410 @@
+//! The [`Queue`] over Amazon SQS. The only file that names the SDK.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use aws_config::{BehaviorVersion, Region, identity::IdentityCache, retry::RetryConfig, timeout::TimeoutConfig};
+use aws_sdk_sqs::{
+    Client,
+    config::{Credentials, StalledStreamProtectionConfig},
+    error::{ProvideErrorMetadata, SdkError},
+    types::{
+        ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry, MessageSystemAttributeName,
+        QueueAttributeName, SendMessageBatchRequestEntry,
+    },
+};
+use futures_util::{StreamExt as _, stream};
+use tokio::time::timeout;
+
+use crate::pipeline::{
+    Queue, QueueError,
+    ack::Deleted,
+    receive::{Delivery, Receipt},
+    store::Committed,
+};
+
+/// SQS takes at most so many entries in one request.
+const MOST_PER_REQUEST: usize = 10;
+const MOST_BYTES_PER_SEND: usize = 200_000;
+/// Requests of one delete or visibility change under way at the same time.
+const REQUESTS_AT_ONCE: usize = 8;
+/// One attempt at anything but a receive, and all attempts.
+const ATTEMPT: Duration = Duration::from_secs(5);
+const OPERATION: Duration = Duration::from_secs(12);
+/// What a receive may take beyond its wait, also if it does not wait at all. Without a limit of its own a receive can
+/// hang for ever.
+const RECEIVE_MARGIN: Duration = Duration::from_secs(5);
+
+/// How to reach a queue.
+#[derive(Clone, Debug)]
+pub struct SqsSettings {
+    pub queue_url: String,
+    /// Derived from the queue's URL if it is not given.
+    pub region: Option<String>,
+    /// Another endpoint than AWS's own: LocalStack, ministack, the embedded one.
+    pub endpoint_url: Option<String>,
+    /// The longest wait of a receive.
+    pub receive_wait: Duration,
+    /// How long a received message stays hidden. Set with each receive: the queue's own setting does not matter.
+    pub visibility_timeout: Duration,
+}
+
+/// One queue.
+pub struct Sqs {
+    /// For receives: one attempt, no longer than the wait and a margin. The poller itself tries again.
+    receiver: Client,
+    /// For everything else: short attempts, repeated by the SDK.
+    client: Client,
+    url: String,
+    name: Arc<str>,
+    visibility_timeout: Duration,
+}
+
+impl Sqs {
+    /// Prepares the clients; talks to nobody yet.
+    ///
+    /// # Errors
+    /// If no region is given and the queue's URL does not tell it.
+    pub async fn new(settings: &SqsSettings) -> anyhow::Result<Self> {
+        let url = &settings.queue_url;
+        let local = settings.endpoint_url.as_deref().or(Some(url)).is_some_and(is_loopback);
+        let region =
+            settings.region.clone().or_else(|| region_of(url)).or_else(|| local.then(|| "us-east-1".to_owned()));
+        let region = region.with_context(|| format!("cannot tell the region of the queue {url}: set AWS_REGION"))?;
+        let endpoint = settings.endpoint_url.clone().or_else(|| endpoint_of(url));
+        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .region(Region::new(region))
+            .identity_cache(IdentityCache::lazy().load_timeout(Duration::from_secs(30)).build())
+            // Made for downloads: it has ended quiet long polls.
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+            .retry_config(RetryConfig::standard().with_max_attempts(3))
+            .timeout_config(
+                TimeoutConfig::builder()
+                    .connect_timeout(Duration::from_secs(3))
+                    .operation_attempt_timeout(ATTEMPT)
+                    .operation_timeout(OPERATION)
+                    .build(),
+            );
+        if let Some(endpoint) = endpoint {
+            loader = loader.endpoint_url(endpoint);
+        }
+        if local {
+            // Emulators check no signature, but the SDK does not send without one.
+            loader = loader.credentials_provider(Credentials::new("test", "test", None, None, "loopback"));
+        }
+        let shared = loader.load().await;
+        let client = Client::new(&shared);
+        let longest = settings.receive_wait + RECEIVE_MARGIN;
+        let patient = aws_sdk_sqs::config::Builder::from(&shared)
+            .retry_config(RetryConfig::disabled())
+            .timeout_config(
+                TimeoutConfig::builder()
+                    .connect_timeout(Duration::from_secs(3))
+                    .operation_attempt_timeout(longest)
+                    .operation_timeout(longest)
+                    .build(),
+            )
+            .build();
+        let name = url.rsplit('/').next().unwrap_or(url).into();
+        Ok(Self {
+            receiver: Client::from_conf(patient),
+            client,
+            url: url.clone(),
+            name,
+            visibility_timeout: settings.visibility_timeout,
+        })
+    }
+
+    /// Tries a delete with a made-up receipt handle, so that a missing queue, bad credentials or a missing permission
+    /// show now, and not after the first thousand messages. Receiving is tried by receiving.
+    ///
+    /// # Errors
+    /// [`QueueError::Fatal`] if the queue is not there, or the credentials do not allow it.
+    pub async fn probe(&self) -> Result<(), QueueError> {
+        let made_up = self.client.delete_message().queue_url(&self.url).receipt_handle("ses-ledger-start-up-probe");
+        match made_up.send().await {
+            Ok(_) => Ok(()),
+            Err(e) => match self.sort_error("sqs:DeleteMessage", &e) {
+                // The service let us in, and dislikes only the handle.
+                QueueError::Transient(_)
+                    if e.as_service_error().is_some_and(|e| e.meta().code().is_some_and(is_about_handle)) =>
+                {
+                    Ok(())
+                }
+                error => Err(error),
+            },
+        }
+    }
+
+    /// Sends messages, in order. For the demo: a worker only receives.
+    ///
+    /// # Errors
+    /// If the queue does not take one of them.
+    pub async fn send(&self, bodies: &[String]) -> Result<(), QueueError> {
+        let mut rest = bodies;
+        while !rest.is_empty() {
+            let (batch, after) = rest.split_at(fitting(rest));
+            let entries = batch
+                .iter()
+                .enumerate()
+                .map(|(n, body)| SendMessageBatchRequestEntry::builder().id(n.to_string()).message_body(body).build());
+            let entries = entries.collect::<Result<Vec<_>, _>>().map_err(|e| QueueError::Transient(e.to_string()))?;
+            let request = self.client.send_message_batch().queue_url(&self.url).set_entries(Some(entries));
+            let answer = request.send().await.map_err(|e| self.sort_error("sqs:SendMessage", &e))?;
+            if let Some(failed) = answer.failed().first() {
+                return Err(QueueError::Transient(format!("the queue does not take a message: {}", failed.code())));
+            }
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// How many messages the queue holds, also hidden ones. Approximate, as everything that SQS counts.
+    ///
+    /// # Errors
+    /// If the queue does not tell.
+    pub async fn depth(&self) -> Result<u64, QueueError> {
+        let counts = [
+            QueueAttributeName::ApproximateNumberOfMessages,
+            QueueAttributeName::ApproximateNumberOfMessagesNotVisible,
+        ];
+        let request =
+            self.client.get_queue_attributes().queue_url(&self.url).set_attribute_names(Some(counts.to_vec()));
+        let answer = request.send().await.map_err(|e| self.sort_error("sqs:GetQueueAttributes", &e))?;
+        let count = |name| answer.attributes()?.get(name)?.parse::<u64>().ok();
+        Ok(counts.iter().filter_map(count).sum())
+    }
+
+    async fn delete_ten(&self, committed: Committed) -> Deleted {
+        let entries = committed.receipts().iter().enumerate().map(|(n, receipt)| {
+            DeleteMessageBatchRequestEntry::builder().id(n.to_string()).receipt_handle(receipt.handle()).build()
+        });
+        let entries = match entries.collect() {
+            Ok(entries) => entries,
+            Err(e) => return Deleted { left: committed, error: Some(QueueError::Transient(e.to_string())) },
+        };
+        match self.client.delete_message_batch().queue_url(&self.url).set_entries(Some(entries)).send().await {
+            Ok(answer) => {
+                // An invalid or superseded handle will not become valid: the message is gone or somebody else's by now.
+                let failed: Vec<usize> =
+                    answer.failed().iter().filter(|f| !f.sender_fault()).filter_map(|f| f.id().parse().ok()).collect();
+                Deleted { left: committed.keep(&failed), error: None }
+            }
+            Err(e) => Deleted { left: committed, error: Some(self.sort_error("sqs:DeleteMessage", &e)) },
+        }
+    }
+
+    /// Two decisions: come back later, or tell somebody to mend it.
+    fn sort_error<E, R>(&self, permission: &str, error: &SdkError<E, R>) -> QueueError
+    where
+        E: std::error::Error + ProvideErrorMetadata + 'static,
+        R: std::fmt::Debug + 'static,
+    {
+        let code = error.code().unwrap_or_default();
+        let name = &self.name;
+        if code.contains("QueueDoesNotExist") || code.contains("NonExistentQueue") {
+            return QueueError::Fatal(format!("the queue {name} does not exist: check QUEUE_URL and the region"));
+        }
+        if is_denied(code) {
+            return QueueError::Fatal(format!(
+                "access to the queue {name} is denied: the worker's role needs {permission} on it \
+                 (and kms:Decrypt on its key, if it has one)"
+            ));
+        }
+        if ["ExpiredToken", "RequestExpired"].iter().any(|c| code.contains(c)) {
+            return QueueError::Fatal(format!(
+                "the credentials for the queue {name} have expired: renew them and start again"
+            ));
+        }
+        if [
+            "InvalidClientTokenId",
+            "UnrecognizedClient",
+            "SignatureDoesNotMatch",
+            "InvalidAccessKeyId",
+            "MissingAuthenticationToken",
+        ]
+        .iter()
+        .any(|c| code.contains(c))
+        {
+            return QueueError::Fatal(format!("AWS does not accept the credentials for the queue {name} ({code})"));
+        }
+        if let SdkError::DispatchFailure(e) = error
+            && e.as_connector_error().is_some_and(|e| innermost(e).starts_with("no credentials found"))
+        {
+            return QueueError::Fatal(format!(
+                "there are no AWS credentials for the queue {name}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or \
+                 AWS_PROFILE, or give the container or the machine a role"
+            ));
+        }
+        // The SDK's context names the request's parts, so only service errors are shown with their message.
+        QueueError::Transient(match error {
+            SdkError::ServiceError(e) => format!("{code}: {}", e.err().message().unwrap_or("no message")),
+            SdkError::TimeoutError(_) => "no answer in time".to_owned(),
+            SdkError::DispatchFailure(e) if e.is_timeout() => "no connection in time".to_owned(),
+            SdkError::DispatchFailure(e) => match e.as_connector_error() {
+                Some(e) => format!("cannot connect: {}", innermost(e)),
+                None => "cannot connect".to_owned(),
+            },
+            other => innermost(other),
+        })
+    }
+}
+
+impl Queue for Sqs {
+    fn name(&self) -> Arc<str> {
+        Arc::clone(&self.name)
+    }
+
+    async fn receive(&self, max: usize, wait: Duration) -> Result<Vec<Delivery>, QueueError> {
+        let request = self
+            .receiver
+            .receive_message()
+            .queue_url(&self.url)
+            .max_number_of_messages(max as i32)
+            .wait_time_seconds(wait.as_secs() as i32)
+            .visibility_timeout(self.visibility_timeout.as_secs() as i32)
+            .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount);
+        // Boxed: the SDK's futures are several kilobytes each.
+        let Ok(answer) = timeout(wait + RECEIVE_MARGIN, Box::pin(request.send())).await else {
+            return Err(QueueError::Transient("no answer in time".to_owned()));
+        };
+        let answer = answer.map_err(|e| self.sort_error("sqs:ReceiveMessage", &e))?;
+        let deliveries = answer.messages.unwrap_or_default().into_iter().filter_map(|message| {
+            let count = message.attributes().and_then(|a| a.get(&MessageSystemAttributeName::ApproximateReceiveCount));
+            Some(Delivery {
+                receive_count: count.and_then(|c| c.parse().ok()).unwrap_or(1),
+                id: message.message_id?,
+                handle: message.receipt_handle?,
+                body: message.body.unwrap_or_default(),
+            })
+        });
+        Ok(deliveries.collect())
+    }
+
+    async fn delete(&self, committed: Committed) -> Deleted {
+        let requests = committed.into_chunks(MOST_PER_REQUEST).into_iter().map(|ten| Box::pin(self.delete_ten(ten)));
+        let answers: Vec<Deleted> = stream::iter(requests).buffer_unordered(REQUESTS_AT_ONCE).collect().await;
+        let mut error = None;
+        let left = Committed::join(answers.into_iter().map(|answer| {
+            error = error.take().or(answer.error);
+            answer.left
+        }));
+        Deleted { left, error }
+    }
+
+    async fn change_visibility(&self, receipts: &[&Receipt], timeout: Duration) -> Result<(), QueueError> {
+        let requests = receipts.chunks(MOST_PER_REQUEST).map(|ten| async move {
+            let entries = ten.iter().enumerate().map(|(n, receipt)| {
+                ChangeMessageVisibilityBatchRequestEntry::builder()
+                    .id(n.to_string())
+                    .receipt_handle(receipt.handle())
+                    .visibility_timeout(timeout.as_secs() as i32)
+                    .build()
+            });
+            let entries = entries.collect::<Result<Vec<_>, _>>().map_err(|e| QueueError::Transient(e.to_string()))?;
+            let request = self.client.change_message_visibility_batch().queue_url(&self.url).set_entries(Some(entries));
+            let answer = request.send().await.map_err(|e| self.sort_error("sqs:ChangeMessageVisibility", &e))?;
+            match answer.failed().iter().find(|f| !f.sender_fault()) {
+                None => Ok(()),
+                Some(failed) => Err(QueueError::Transient(failed.code().to_owned())),
+            }
+        });
+        let requests: Vec<_> = requests.map(Box::pin).collect();
+        let answers: Vec<_> = stream::iter(requests).buffer_unordered(REQUESTS_AT_ONCE).collect().await;
+        answers.into_iter().collect()
+    }
+}
+
+/// What LocalStack calls this machine unless it is told otherwise: a public name of 127.0.0.1.
+const LOCALSTACK: &str = ".localhost.localstack.cloud";
+
+/// `https://sqs.eu-west-1.amazonaws.com/123456789012/name` is in eu-west-1; so is `https://eu-west-1.queue.amazonaws.com/…`.
+fn region_of(queue_url: &str) -> Option<String> {
+    let host = host_of(queue_url)?;
+    let region = match host.strip_prefix("sqs.").or_else(|| host.strip_prefix("sqs-fips.")) {
+        // LocalStack's URLs look alike: sqs.eu-west-1.localhost.localstack.cloud.
+        Some(rest) => rest.split_once(".amazonaws.com").or_else(|| rest.split_once(LOCALSTACK))?.0,
+        None => host.split_once(".queue.amazonaws.com")?.0,
+    };
+    region.contains('-').then(|| region.to_owned())
+}
+
+/// How many of these bodies go into one request: at most ten, and well below its limit in bytes.
+fn fitting(bodies: &[String]) -> usize {
+    let mut bytes = 0;
+    let fits = |body: &&String| {
+        bytes += body.len();
+        bytes <= MOST_BYTES_PER_SEND
+    };
+    bodies.iter().take(MOST_PER_REQUEST).take_while(fits).count().max(1)
+}
+
+/// A queue that is not on AWS is its own endpoint.
+fn endpoint_of(queue_url: &str) -> Option<String> {
+    let host = host_of(queue_url)?;
+    let scheme = queue_url.split_once("://")?.0;
+    let authority = queue_url.split_once("://")?.1.split('/').next()?;
+    let on_aws = host.ends_with(".amazonaws.com") || host.ends_with(".amazonaws.com.cn");
+    (!on_aws).then(|| format!("{scheme}://{authority}"))
+}
+
+/// Whether the host is this machine.
+pub fn is_loopback(url: &str) -> bool {
+    host_of(url).is_some_and(|host| {
+        host == "localhost" || host == "[::1]" || host.starts_with("127.") || host.ends_with(LOCALSTACK)
+    })
+}
+
+fn host_of(url: &str) -> Option<&str> {
+    let authority = url.split_once("://")?.1.split('/').next()?;
+    Some(match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
+        _ => authority,
+    })
+}
+
+fn is_denied(code: &str) -> bool {
+    code.contains("AccessDenied") || code.contains("Unauthorized") || code == "Forbidden"
+}
+
+fn is_about_handle(code: &str) -> bool {
+    ["ReceiptHandle", "InvalidParameterValue", "InvalidIdFormat"].iter().any(|c| code.contains(c))
+}
+
+/// The last cause says what really happened; those before it only pass it on.
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_queue_url_tells_the_region() {
+        let region = |url| region_of(url);
+        assert_eq!(region("https://sqs.eu-west-1.amazonaws.com/123456789012/q").as_deref(), Some("eu-west-1"));
+        assert_eq!(region("https://sqs-fips.us-gov-west-1.amazonaws.com/1/q").as_deref(), Some("us-gov-west-1"));
+        assert_eq!(region("https://sqs.cn-north-1.amazonaws.com.cn/1/q").as_deref(), Some("cn-north-1"));
+        assert_eq!(region("https://us-east-2.queue.amazonaws.com/1/q").as_deref(), Some("us-east-2"));
+        assert_eq!(region("http://127.0.0.1:4566/000000000000/q"), None);
+        let localstack = "http://sqs.eu-west-1.localhost.localstack.cloud:4566/000000000000/q";
+        assert_eq!(region(localstack).as_deref(), Some("eu-west-1"));
+        assert!(is_loopback(localstack) && !is_loopback("http://localhost.localstack.cloud.example.com/q"));
+    }
+
+    #[test]
+    fn a_queue_that_is_not_on_aws_is_its_own_endpoint() {
+        assert_eq!(endpoint_of("http://127.0.0.1:4566/0/q").as_deref(), Some("http://127.0.0.1:4566"));
+        assert_eq!(endpoint_of("https://sqs.eu-west-1.amazonaws.com/1/q"), None);
+        assert!(
+            is_loopback("http://localhost:4566/0/q")
+                && is_loopback("http://[::1]:1/q")
+                && !is_loopback("https://example.com/q")
+        );
+    }
+}
