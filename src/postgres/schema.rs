@@ -1,0 +1,489 @@
+//! What the binary needs of the database, compared with what stands there.
+
+use anyhow::Context as _;
+use sqlx::Row as _;
+
+use super::{
+    Postgres,
+    migrations::{self, State},
+};
+
+/// Something that is not as the binary needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    pub severity: Severity,
+    /// What is missing or different.
+    pub what: String,
+    /// What to do about it.
+    pub fix: String,
+}
+
+/// Whether the worker can run with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// The worker refuses to start.
+    Error,
+    /// It runs, but somebody should look.
+    Warning,
+}
+
+/// Months ahead for which partitions should be there.
+const MONTHS_AHEAD: i32 = 2;
+
+/// Tables and the columns that the statements name.
+const TABLES: [(&str, &[&str]); 4] = [
+    (
+        "email_logs",
+        &[
+            "uuid",
+            "aws_message_id",
+            "sender",
+            "recipients",
+            "subject",
+            "template_name",
+            "campaign_id",
+            "configuration_set",
+            "tags",
+            "headers",
+            "body_full",
+            "created_at",
+            "sent_at",
+            "delivered_at",
+            "delayed_at",
+            "bounced_at",
+            "complained_at",
+            "rejected_at",
+            "failed_at",
+            "opened_at",
+            "clicked_at",
+            "open_count",
+            "click_count",
+            "bounce_class",
+            "status",
+        ],
+    ),
+    ("email_events", &EVENT_COLUMNS),
+    ("orphaned_events", &ORPHAN_COLUMNS),
+    (
+        "quarantined_messages",
+        &[
+            "uuid",
+            "body",
+            "body_digest",
+            "stage",
+            "reason",
+            "failed_at",
+            "fingerprint",
+            "queue",
+            "sqs_message_id",
+            "receive_count",
+            "times_seen",
+            "first_seen_at",
+            "last_seen_at",
+            "replay_count",
+            "last_replayed_at",
+            "last_replay_outcome",
+        ],
+    ),
+];
+
+const EVENT_COLUMNS: [&str; 28] = [
+    "uuid",
+    "email_log_uuid",
+    "event_type",
+    "occurred_at",
+    "time_source",
+    "recipient",
+    "candidate",
+    "bounce_type",
+    "bounce_subtype",
+    "smtp_status",
+    "diagnostic",
+    "complaint_type",
+    "complaint_subtype",
+    "delay_type",
+    "link",
+    "link_digest",
+    "ip",
+    "user_agent",
+    "bot",
+    "feedback_id",
+    "reporting_mta",
+    "payload",
+    "queue",
+    "sqs_message_id",
+    "sns_message_id",
+    "eventbridge_id",
+    "received_at",
+    "stored_at",
+];
+
+const ORPHAN_COLUMNS: [&str; 30] = [
+    "uuid",
+    "aws_message_id",
+    "log_uuid",
+    "event_type",
+    "occurred_at",
+    "time_source",
+    "recipient",
+    "candidate",
+    "bounce_type",
+    "bounce_subtype",
+    "smtp_status",
+    "diagnostic",
+    "complaint_type",
+    "complaint_subtype",
+    "delay_type",
+    "link",
+    "link_digest",
+    "ip",
+    "user_agent",
+    "bot",
+    "feedback_id",
+    "reporting_mta",
+    "payload",
+    "queue",
+    "sqs_message_id",
+    "sns_message_id",
+    "eventbridge_id",
+    "received_at",
+    "stored_at",
+    "fact_key",
+];
+
+/// A unique index that deduplication rests on: its name, table, key columns and predicate, as PostgreSQL prints them.
+struct UniqueIndex {
+    name: &'static str,
+    table: &'static str,
+    columns: &'static str,
+    predicate: &'static str,
+    migration: &'static str,
+}
+
+const ONCE: &str = "(event_type <> ALL (ARRAY['open'::text, 'click'::text]))";
+const AGAIN: &str = "(event_type = ANY (ARRAY['open'::text, 'click'::text]))";
+
+const UNIQUE_INDEXES: [UniqueIndex; 6] = [
+    UniqueIndex {
+        name: "email_events_once",
+        table: "email_events",
+        columns: "email_log_uuid, event_type, recipient",
+        predicate: ONCE,
+        migration: "migrations/0004_email_events.up.sql",
+    },
+    UniqueIndex {
+        name: "email_events_again",
+        table: "email_events",
+        columns: "email_log_uuid, event_type, occurred_at, recipient, link_digest",
+        predicate: AGAIN,
+        migration: "migrations/0004_email_events.up.sql",
+    },
+    UniqueIndex {
+        name: "email_logs_aws_message_id",
+        table: "email_logs",
+        columns: "aws_message_id",
+        predicate: "(aws_message_id IS NOT NULL)",
+        migration: "migrations/0003_email_logs.up.sql",
+    },
+    UniqueIndex {
+        name: "orphaned_events_once",
+        table: "orphaned_events",
+        columns: "aws_message_id, event_type, recipient, occurred_at, fact_key",
+        predicate: ONCE,
+        migration: "migrations/0005_orphaned_events.up.sql",
+    },
+    UniqueIndex {
+        name: "orphaned_events_again",
+        table: "orphaned_events",
+        columns: "aws_message_id, event_type, occurred_at, recipient, link_digest",
+        predicate: AGAIN,
+        migration: "migrations/0005_orphaned_events.up.sql",
+    },
+    UniqueIndex {
+        name: "quarantined_messages_body",
+        table: "quarantined_messages",
+        columns: "body_digest",
+        predicate: "",
+        migration: "migrations/0006_quarantined_messages.up.sql",
+    },
+];
+
+const FUNCTIONS: [&str; 7] = [
+    "ses_ledger_message_id(text)",
+    "ses_ledger_fact(text, text, text)",
+    "ses_ledger_bounce_class_of(text, text, text)",
+    "ses_ledger_uuid_floor(timestamptz)",
+    "email_events_ensure_month(timestamptz)",
+    "email_events_ensure_ahead(integer)",
+    "email_events_ensure_for(text[], uuid[])",
+];
+
+/// What the worker does to each table.
+const WORKER_RIGHTS: [(&str, &str); 10] = [
+    ("email_logs", "SELECT"),
+    ("email_events", "SELECT"),
+    ("email_events", "INSERT"),
+    ("orphaned_events", "SELECT"),
+    ("orphaned_events", "INSERT"),
+    ("orphaned_events", "UPDATE"),
+    ("orphaned_events", "DELETE"),
+    ("quarantined_messages", "SELECT"),
+    ("quarantined_messages", "INSERT"),
+    ("quarantined_messages", "UPDATE"),
+];
+
+/// What it writes of a log row.
+const FACTS: [&str; 13] = [
+    "aws_message_id",
+    "sent_at",
+    "delivered_at",
+    "delayed_at",
+    "bounced_at",
+    "complained_at",
+    "rejected_at",
+    "failed_at",
+    "opened_at",
+    "clicked_at",
+    "open_count",
+    "click_count",
+    "bounce_class",
+];
+
+/// Compares the database with what this binary needs. Empty means that all is well.
+///
+/// # Errors
+/// If the database cannot be reached.
+pub async fn verify(postgres: &Postgres) -> anyhow::Result<Vec<Finding>> {
+    let mut findings = Vec::from_iter(version(postgres).await.context("cannot read the version of PostgreSQL")?);
+    findings.extend(history(postgres).await?);
+    if findings.iter().any(|f| f.severity == Severity::Error) {
+        return Ok(findings); // the rest would only repeat it
+    }
+    let context = "cannot read the schema";
+    findings.extend(columns(postgres).await.context(context)?);
+    findings.extend(indexes(postgres).await.context(context)?);
+    findings.extend(functions(postgres).await.context(context)?);
+    if findings.iter().all(|f| f.severity == Severity::Warning) {
+        findings.extend(rights(postgres).await.context(context)?);
+        findings.extend(security(postgres).await.context(context)?);
+        findings.extend(partitions(postgres).await.context(context)?);
+    }
+    Ok(findings)
+}
+
+impl Finding {
+    fn error(what: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { severity: Severity::Error, what: what.into(), fix: fix.into() }
+    }
+
+    fn warning(what: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { severity: Severity::Warning, what: what.into(), fix: fix.into() }
+    }
+}
+
+async fn version(postgres: &Postgres) -> Result<Option<Finding>, sqlx::Error> {
+    let number: i32 =
+        sqlx::query_scalar("SELECT current_setting('server_version_num')::integer").fetch_one(postgres.pool()).await?;
+    Ok((number < 150_000).then(|| {
+        Finding::error(format!("PostgreSQL {} is too old", number / 10_000), "use PostgreSQL 15 or newer".to_owned())
+    }))
+}
+
+async fn history(postgres: &Postgres) -> anyhow::Result<Vec<Finding>> {
+    let all = match migrations::status(postgres).await {
+        Err(e) if is_denied(&e) => {
+            return Ok(vec![Finding::error("this login may not read which migrations have run", grant_worker())]);
+        }
+        answer => answer?,
+    };
+    let findings = all.into_iter().filter_map(|m| {
+        let name = format!("migration {} ({})", m.version, m.description);
+        match m.state {
+            State::Applied => None,
+            State::Pending => Some(Finding::error(format!("{name} has not run"), "ses-ledger migrate up")),
+            State::Changed => Some(Finding::error(
+                format!("{name} ran with another text than this binary has"),
+                "use the binary that migrated",
+            )),
+            State::Unknown => Some(Finding::warning(
+                format!("{name} is unknown: the schema is newer than this binary"),
+                "nothing, as long as nothing else is reported; update the binary when you can",
+            )),
+        }
+    });
+    Ok(findings.collect())
+}
+
+fn is_denied(error: &anyhow::Error) -> bool {
+    let answer = error.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
+    answer.is_some_and(|e| e.code().as_deref() == Some("42501"))
+}
+
+async fn columns(postgres: &Postgres) -> Result<Vec<Finding>, sqlx::Error> {
+    let mut findings = Vec::new();
+    for (table, columns) in TABLES {
+        let there: Vec<String> = sqlx::query_scalar(
+            "SELECT attname::text FROM pg_attribute
+             WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped",
+        )
+        .bind(table)
+        .fetch_all(postgres.pool())
+        .await?;
+        if there.is_empty() {
+            findings.push(Finding::error(
+                format!("the table {table} is missing"),
+                "restore it, or start over: ses-ledger migrate down, then up",
+            ));
+            continue;
+        }
+        let missing = columns.iter().filter(|column| there.iter().all(|t| t != *column));
+        findings.extend(missing.map(|column| {
+            Finding::error(
+                format!("the column {table}.{column} is missing"),
+                format!("add it as the migrations define it, or restore {table}"),
+            )
+        }));
+    }
+    Ok(findings)
+}
+
+/// An invalid unique index lets duplicates in without a word, and one with another predicate leaves types out.
+async fn indexes(postgres: &Postgres) -> Result<Vec<Finding>, sqlx::Error> {
+    let mut findings = Vec::new();
+    for index in UNIQUE_INDEXES {
+        let row = sqlx::query(
+            "SELECT i.indisunique, i.indisvalid AND i.indisready AS usable,
+                    coalesce(pg_get_expr(i.indpred, i.indrelid), '') AS predicate,
+                    (SELECT string_agg(a.attname, ', ' ORDER BY k.n)
+                     FROM unnest(i.indkey) WITH ORDINALITY AS k (attnum, n)
+                     JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum) AS columns
+             FROM pg_index AS i
+             WHERE i.indexrelid = to_regclass($1) AND i.indrelid = to_regclass($2)",
+        )
+        .bind(index.name)
+        .bind(index.table)
+        .fetch_optional(postgres.pool())
+        .await?;
+        let UniqueIndex { name, table, columns, predicate, migration } = index;
+        let rebuild =
+            format!("drop it and make it again (not CONCURRENTLY) as {migration} does, after removing duplicates");
+        let Some(row) = row else {
+            findings.push(Finding::error(
+                format!("the unique index {name} on {table} is missing"),
+                format!("make it as {migration} does"),
+            ));
+            continue;
+        };
+        let found: (bool, bool, String, String) =
+            (row.try_get("indisunique")?, row.try_get("usable")?, row.try_get("predicate")?, row.try_get("columns")?);
+        if !found.0 || found.2 != predicate || found.3 != columns {
+            findings.push(Finding::error(
+                format!(
+                    "the index {name} is not UNIQUE ({columns}) WHERE {predicate}, but ({}) WHERE {}",
+                    found.3, found.2
+                ),
+                rebuild,
+            ));
+        } else if !found.1 {
+            findings.push(Finding::error(
+                format!("the unique index {name} is not valid, so it lets duplicates in"),
+                rebuild,
+            ));
+        }
+    }
+    Ok(findings)
+}
+
+async fn functions(postgres: &Postgres) -> Result<Vec<Finding>, sqlx::Error> {
+    let mut findings = Vec::new();
+    for function in FUNCTIONS {
+        let may: Option<bool> = sqlx::query_scalar("SELECT has_function_privilege(to_regprocedure($1), 'EXECUTE')")
+            .bind(function)
+            .fetch_one(postgres.pool())
+            .await?;
+        match may {
+            Some(true) => {}
+            Some(false) => findings.push(Finding::error(format!("this login may not call {function}"), grant_worker())),
+            None => findings.push(Finding::error(
+                format!("the function {function} is missing"),
+                "restore it as the migrations define it",
+            )),
+        }
+    }
+    Ok(findings)
+}
+
+async fn rights(postgres: &Postgres) -> Result<Vec<Finding>, sqlx::Error> {
+    let mut findings = Vec::new();
+    for (table, right) in WORKER_RIGHTS {
+        let may: bool = sqlx::query_scalar("SELECT has_table_privilege($1::text, $2::text)")
+            .bind(table)
+            .bind(right)
+            .fetch_one(postgres.pool())
+            .await?;
+        if !may {
+            findings.push(Finding::error(format!("this login lacks {right} on {table}"), grant_worker()));
+        }
+    }
+    let read_only: Vec<String> = sqlx::query_scalar(
+        "SELECT name FROM unnest($1::text[]) AS name WHERE NOT has_column_privilege('email_logs', name, 'UPDATE')",
+    )
+    .bind(FACTS.as_slice())
+    .fetch_all(postgres.pool())
+    .await?;
+    findings.extend(
+        read_only
+            .into_iter()
+            .map(|column| Finding::error(format!("this login may not write email_logs.{column}"), grant_worker())),
+    );
+    Ok(findings)
+}
+
+/// Row level security: off, anybody with a right sees all; on without a policy for this login, every mail looks unknown.
+async fn security(postgres: &Postgres) -> Result<Vec<Finding>, sqlx::Error> {
+    let rows = sqlx::query(
+        "SELECT relname::text AS name, NOT relrowsecurity AS is_open,
+                row_security_active(c.oid) AND NOT EXISTS (
+                  SELECT FROM pg_policy AS p, unnest(p.polroles) AS policy_role
+                  WHERE p.polrelid = c.oid AND p.polpermissive AND p.polcmd IN ('*', 'r')
+                    AND CASE WHEN policy_role = 0 THEN true ELSE pg_has_role(policy_role, 'USAGE') END) AS is_hidden
+         FROM pg_class AS c WHERE c.oid = ANY (ARRAY[to_regclass('email_logs'), to_regclass('email_events'),
+                                                     to_regclass('orphaned_events'), to_regclass('quarantined_messages')])",
+    )
+    .fetch_all(postgres.pool())
+    .await?;
+    let mut findings = Vec::new();
+    for row in rows {
+        let table: String = row.try_get("name")?;
+        if row.try_get("is_open")? {
+            let fix = format!("ALTER TABLE {table} ENABLE ROW LEVEL SECURITY");
+            findings.push(Finding::warning(format!("row level security is off for {table}"), fix));
+        }
+        if row.try_get("is_hidden")? {
+            findings.push(Finding::error(format!("row level security hides {table} from this login"), grant_worker()));
+        }
+    }
+    Ok(findings)
+}
+
+async fn partitions(postgres: &Postgres) -> Result<Vec<Finding>, sqlx::Error> {
+    let missing: Vec<String> = sqlx::query_scalar(
+        "SELECT name FROM (SELECT 'email_events_' || to_char((now() + make_interval(months => n)) AT TIME ZONE 'UTC', '\"y\"YYYY\"m\"MM') AS name
+                           FROM generate_series(0, $1) AS n) AS months
+         WHERE NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = to_regclass('email_events') AND inhrelid = to_regclass(name))",
+    )
+    .bind(MONTHS_AHEAD)
+    .fetch_all(postgres.pool())
+    .await?;
+    let finding = |name| {
+        Finding::warning(
+            format!("the partition {name} is missing"),
+            "SELECT email_events_ensure_ahead(3); the worker does so by itself",
+        )
+    };
+    Ok(missing.into_iter().map(finding).collect())
+}
+
+fn grant_worker() -> String {
+    "GRANT ses_ledger_worker TO the login of the worker".to_owned()
+}

@@ -1,0 +1,113 @@
+-- The one statement that stores: `u` holds the events, wherever they come from.
+-- The mail of each: by the id of SES, else by its own id in the tag.
+m AS MATERIALIZED (
+  SELECT u.*, coalesce(by_id.uuid, by_tag.uuid) AS email_log_uuid,
+         -- An id that the log would spell otherwise may be another mail's by then: refused for ever, and not for its data.
+         by_id.uuid IS NULL AND by_tag.uuid IS NOT NULL AND by_tag.aws_message_id IS NULL
+           AND ses_ledger_message_id(u.aws_message_id) = u.aws_message_id AS can_link
+  FROM u
+  LEFT JOIN email_logs AS by_id ON by_id.aws_message_id = u.aws_message_id
+  LEFT JOIN email_logs AS by_tag ON by_id.uuid IS NULL AND by_tag.uuid = u.log_uuid
+),
+-- In the order of the conflict keys: without it, overlapping batches deadlock. The recipient before the time, because
+-- the time is no part of the key of what happens once. Of equals the first in the batch stays.
+inserted AS (
+  INSERT INTO email_events (
+    uuid, email_log_uuid, event_type, occurred_at, time_source, recipient, candidate,
+    bounce_type, bounce_subtype, smtp_status, diagnostic, complaint_type, complaint_subtype, delay_type,
+    link, link_digest, ip, user_agent, bot, feedback_id, reporting_mta,
+    payload, queue, sqs_message_id, sns_message_id, eventbridge_id, received_at)
+  SELECT
+    uuid, email_log_uuid, event_type, occurred_at, time_source, recipient, candidate,
+    bounce_type, bounce_subtype, smtp_status, diagnostic, complaint_type, complaint_subtype, delay_type,
+    link, link_digest, ip, user_agent, bot, feedback_id, reporting_mta,
+    payload::jsonb, queue, sqs_message_id, sns_message_id, eventbridge_id, received_at
+  FROM m WHERE email_log_uuid IS NOT NULL
+  ORDER BY email_log_uuid, event_type, recipient, occurred_at, link_digest, ord
+  ON CONFLICT DO NOTHING  -- without a target: covers both rules of uniqueness
+  RETURNING uuid
+),
+-- Looks at `inserted` only to come after all of it: left alone, the statements take turns row by row as the final join
+-- pulls, and then no order of rows keeps overlapping batches from a deadlock.
+parked AS (
+  INSERT INTO orphaned_events (
+    uuid, aws_message_id, log_uuid, event_type, occurred_at, time_source, recipient, candidate,
+    bounce_type, bounce_subtype, smtp_status, diagnostic, complaint_type, complaint_subtype, delay_type,
+    link, link_digest, ip, user_agent, bot, feedback_id, reporting_mta,
+    payload, queue, sqs_message_id, sns_message_id, eventbridge_id, received_at)
+  SELECT
+    uuid, aws_message_id, log_uuid, event_type, occurred_at, time_source, recipient, candidate,
+    bounce_type, bounce_subtype, smtp_status, diagnostic, complaint_type, complaint_subtype, delay_type,
+    link, link_digest, ip, user_agent, bot, feedback_id, reporting_mta,
+    payload::jsonb, queue, sqs_message_id, sns_message_id, eventbridge_id, received_at
+  FROM m WHERE email_log_uuid IS NULL AND (SELECT count(*) FROM inserted) >= 0
+  ORDER BY aws_message_id, event_type, recipient, occurred_at, link_digest, log_uuid, bounce_type, complaint_type,
+    complaint_subtype, ord
+  ON CONFLICT DO NOTHING
+  RETURNING uuid
+),
+-- A log that gets its id from a tag: one id per log, one log per id.
+links AS (
+  SELECT email_log_uuid, min(aws_message_id) AS aws_message_id
+  FROM (SELECT DISTINCT ON (aws_message_id) aws_message_id, email_log_uuid
+        FROM m WHERE can_link ORDER BY aws_message_id, email_log_uuid) AS one_log_per_id
+  GROUP BY email_log_uuid
+),
+-- What the events say about each mail. Times and classes come from every event, also from one whose row was there
+-- already: the earliest and the worst are the same whatever arrives first. Only counts need rows really inserted.
+facts AS (
+  SELECT s.email_log_uuid,
+         min(occurred_at) FILTER (WHERE fact = 'sent') AS sent_at,
+         min(occurred_at) FILTER (WHERE fact = 'delivered') AS delivered_at,
+         min(occurred_at) FILTER (WHERE fact = 'delayed') AS delayed_at,
+         min(occurred_at) FILTER (WHERE fact = 'bounced') AS bounced_at,
+         min(occurred_at) FILTER (WHERE fact = 'complained') AS complained_at,
+         min(occurred_at) FILTER (WHERE fact = 'rejected') AS rejected_at,
+         min(occurred_at) FILTER (WHERE fact = 'failed') AS failed_at,
+         min(occurred_at) FILTER (WHERE fact = 'opened') AS opened_at,
+         min(occurred_at) FILTER (WHERE fact = 'clicked') AS clicked_at,
+         count(*) FILTER (WHERE fact = 'opened' AND is_new)::integer AS opens,
+         count(*) FILTER (WHERE fact = 'clicked' AND is_new)::integer AS clicks,
+         max(bounce_class) AS bounce_class,
+         min(links.aws_message_id) AS link
+  FROM (SELECT m.email_log_uuid, m.occurred_at, inserted.uuid IS NOT NULL AS is_new,
+               ses_ledger_fact(m.event_type, m.complaint_type, m.complaint_subtype) AS fact,
+               ses_ledger_bounce_class_of(m.event_type, m.bounce_type, m.complaint_subtype) AS bounce_class
+        FROM m LEFT JOIN inserted USING (uuid)
+        WHERE m.email_log_uuid IS NOT NULL AND (SELECT count(*) FROM parked) >= 0) AS s  -- after all of `parked`
+  LEFT JOIN links USING (email_log_uuid)
+  GROUP BY s.email_log_uuid
+  ORDER BY s.email_log_uuid
+),
+-- Only logs that something really changes for: an untouched row costs nothing.
+merged AS (
+  UPDATE email_logs AS l SET
+    sent_at = least(l.sent_at, f.sent_at),
+    delivered_at = least(l.delivered_at, f.delivered_at),
+    delayed_at = least(l.delayed_at, f.delayed_at),
+    bounced_at = least(l.bounced_at, f.bounced_at),
+    complained_at = least(l.complained_at, f.complained_at),
+    rejected_at = least(l.rejected_at, f.rejected_at),
+    failed_at = least(l.failed_at, f.failed_at),
+    opened_at = least(l.opened_at, f.opened_at),
+    clicked_at = least(l.clicked_at, f.clicked_at),
+    open_count = l.open_count + f.opens,
+    click_count = l.click_count + f.clicks,
+    bounce_class = greatest(l.bounce_class, f.bounce_class),
+    aws_message_id = coalesce(l.aws_message_id, f.link)
+  FROM facts AS f
+  WHERE l.uuid = f.email_log_uuid
+    AND (f.opens > 0 OR f.clicks > 0
+      OR f.sent_at < coalesce(l.sent_at, 'infinity')
+      OR f.delivered_at < coalesce(l.delivered_at, 'infinity')
+      OR f.delayed_at < coalesce(l.delayed_at, 'infinity')
+      OR f.bounced_at < coalesce(l.bounced_at, 'infinity')
+      OR f.complained_at < coalesce(l.complained_at, 'infinity')
+      OR f.rejected_at < coalesce(l.rejected_at, 'infinity')
+      OR f.failed_at < coalesce(l.failed_at, 'infinity')
+      OR f.opened_at < coalesce(l.opened_at, 'infinity')
+      OR f.clicked_at < coalesce(l.clicked_at, 'infinity')
+      OR f.bounce_class > l.bounce_class
+      OR (f.link IS NOT NULL AND l.aws_message_id IS NULL))
+  RETURNING l.uuid, CASE WHEN f.link = l.aws_message_id THEN f.link END AS linked
+)
