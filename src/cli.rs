@@ -1,0 +1,387 @@
+//! Every command, flag, environment variable, default and unit; and the checks across them.
+//! The only file that reads the environment.
+
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    commands::{decode, demo::DemoArgs, migrate::MigrateArgs},
+    pipeline::{
+        PipelineSettings,
+        decode::{DecodeSettings, PayloadPolicy},
+    },
+    postgres::PostgresSettings,
+    sqs::SqsSettings,
+    telemetry::LogFormat,
+};
+
+/// Bad usage or configuration (`EX_USAGE`).
+pub const EXIT_USAGE: u8 = 64;
+/// Something that we need is not there or does not let us in: queue, database, schema (`EX_UNAVAILABLE`).
+pub const EXIT_UNAVAILABLE: u8 = 69;
+
+/// The exact history of every email that an application sends through Amazon SES.
+///
+/// SES reports what becomes of each mail to SNS or EventBridge, and so to an SQS queue. ses-ledger is the worker
+/// behind that queue: it stores every event in PostgreSQL exactly once, and only then deletes its message.
+#[derive(Parser)]
+#[command(name = "ses-ledger", version, propagate_version = true, after_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// How log lines look; they go to standard error
+    #[arg(long, env, global = true, value_enum, default_value_t = LogFormat::Auto, help_heading = "Logging")]
+    pub log_format: LogFormat,
+
+    /// What to log: error, warn, info, debug, trace, or per module like `ses_ledger=debug,warn` [default: info; demo: error]
+    #[arg(long, env, global = true, value_name = "FILTER", help_heading = "Logging")]
+    pub log: Option<String>,
+}
+
+const AFTER_HELP: &str = "\
+Try it:            ses-ledger demo
+Set up a database: ses-ledger migrate up
+Run the worker:    ses-ledger run
+
+Exit codes: 0 all is well; 1 something failed or was found; 64 bad usage or configuration;
+69 the queue, the database or its schema is not there or does not let us in.";
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run the worker: receive, store, delete
+    ///
+    /// Only the database and the queue have to be named. Each setting is a flag or a variable; the flag wins. Times are
+    /// written like 500ms, 20s, 5m or 2h. AWS credentials are found as by the AWS command line: variables, profile, single
+    /// sign-on, the role of the container or the machine; a queue on the loopback address needs none.
+    Run(Box<RunArgs>),
+    /// See it work within a minute: with its own queue, its own PostgreSQL, and made-up mails
+    Demo(Box<DemoArgs>),
+    /// Bring the database's schema up to date, or look at it
+    Migrate(MigrateArgs),
+    Decode(decode::Args),
+}
+
+/// Which database, and how to talk to it.
+#[derive(Args, Clone)]
+pub struct DatabaseArgs {
+    /// PostgreSQL database, as postgres://USER:PASSWORD@HOST:5432/NAME
+    #[arg(long, env, value_name = "URL", hide_env_values = true, help_heading = "Database")]
+    pub database_url: String,
+
+    /// Connections to the database; more than four seldom help
+    #[arg(long, env, default_value_t = 4, value_name = "N", help_heading = "Database")]
+    pub database_connections: u32,
+
+    /// How long a statement may take before the database ends it; shorter than STORE_TIMEOUT
+    #[arg(long, env, default_value = "10s", value_parser = duration, value_name = "TIME", help_heading = "Database")]
+    pub statement_timeout: Duration,
+}
+
+/// Settings of the worker.
+#[derive(Args, Clone)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+
+    // As an attribute: a URL in a doc comment would have to be in angle brackets.
+    #[arg(
+        long,
+        env,
+        required = true,
+        value_delimiter = ',',
+        value_name = "URL",
+        help_heading = "Queue",
+        help = "Queue to receive from, as https://sqs.REGION.amazonaws.com/ACCOUNT/NAME; several with commas between them"
+    )]
+    pub queue_url: Vec<String>,
+
+    #[command(flatten)]
+    pub worker: WorkerArgs,
+}
+
+/// What `run` and `demo` share.
+#[derive(Args, Clone)]
+pub struct WorkerArgs {
+    /// AWS region [default: the one in each queue's URL]
+    #[arg(long, env = "AWS_REGION", value_name = "REGION", help_heading = "Queue")]
+    pub region: Option<String>,
+
+    /// Where SQS is, for LocalStack and the like [default: AWS, or the queue URL's own host]
+    #[arg(long, env = "AWS_ENDPOINT_URL", value_name = "URL", help_heading = "Queue")]
+    pub endpoint_url: Option<String>,
+
+    /// Loops that receive, store and delete, for each queue; on a quiet queue only one of them receives
+    #[arg(long, env, default_value_t = 8, value_name = "N", help_heading = "Pipeline")]
+    pub pollers: usize,
+
+    /// Events to store in one transaction, 1 to 10000; 200 to 1000 is the range to work in
+    #[arg(long, env, default_value_t = 500, value_name = "EVENTS", help_heading = "Pipeline")]
+    pub batch_size: usize,
+
+    /// How long the oldest message may wait for its batch to fill
+    #[arg(long, env, default_value = "1s", value_parser = duration, value_name = "TIME", help_heading = "Pipeline")]
+    pub batch_age: Duration,
+
+    /// Messages in hand at the same time, for each queue, 10 to 120000; SQS allows about 120000 for all receivers of a queue
+    #[arg(long, env, default_value_t = 10_000, value_name = "MESSAGES", help_heading = "Pipeline")]
+    pub in_flight: usize,
+
+    /// How long a receive waits on an empty queue, in whole seconds, 1s to 20s
+    #[arg(long, env, default_value = "20s", value_parser = duration, value_name = "TIME", help_heading = "Queue")]
+    pub receive_wait: Duration,
+
+    /// How long a received message stays hidden, in whole seconds, 2s to 12h; extended while the database is away
+    #[arg(long, env, default_value = "120s", value_parser = duration, value_name = "TIME", help_heading = "Queue")]
+    pub visibility_timeout: Duration,
+
+    /// How long one attempt to store a batch may take
+    #[arg(long, env, default_value = "15s", value_parser = duration, value_name = "TIME", help_heading = "Pipeline")]
+    pub store_timeout: Duration,
+
+    /// How long deleting a stored batch may take, with all attempts
+    #[arg(long, env, default_value = "20s", value_parser = duration, value_name = "TIME", help_heading = "Queue")]
+    pub delete_budget: Duration,
+
+    /// After SIGTERM: how long to go on with what is in hand; the rest is given back to the queue
+    #[arg(long, env, default_value = "60s", value_parser = duration, value_name = "TIME", help_heading = "Pipeline")]
+    pub shutdown_grace: Duration,
+
+    /// How often to look whether the mails of parked events have appeared
+    #[arg(long, env, default_value = "10s", value_parser = duration, value_name = "TIME", help_heading = "Pipeline")]
+    pub sweep_interval: Duration,
+
+    /// Which part of each event's JSON to keep in the column payload
+    #[arg(long, env, value_enum, default_value_t = PayloadPolicy::Event, help_heading = "Pipeline")]
+    pub payload: PayloadPolicy,
+
+    /// SES message tag in which a mail carries the uuid of its own log row
+    #[arg(long, env, default_value = "email_log_uuid", value_name = "TAG", help_heading = "Pipeline")]
+    pub log_id_tag: String,
+
+    /// Where to serve /livez, /readyz and /metrics; port 0 takes a free one
+    #[arg(long, env, default_value = "127.0.0.1:9464", value_name = "ADDRESS", help_heading = "Probes and metrics")]
+    pub http_address: SocketAddr,
+}
+
+/// How long the release of what could not be stored may take at the end of the grace period.
+pub const RELEASE_BUDGET: Duration = Duration::from_secs(5);
+
+impl Cli {
+    /// Reads the command line and the environment. What is wrong with them ends the program, with 64.
+    pub fn read() -> Result<Self, u8> {
+        let cli = Self::try_parse().map_err(|e| {
+            let _ = e.print();
+            if e.use_stderr() { EXIT_USAGE } else { 0 }
+        })?;
+        let checked = match &cli.command {
+            Command::Run(args) => args.check(),
+            Command::Demo(args) => args.worker.check(),
+            Command::Migrate(args) => args.database.check(),
+            Command::Decode(_) => Ok(()),
+        };
+        checked.map_err(|wrong| {
+            eprintln!("error: {wrong}\n\nFor more information, try '--help'.");
+            EXIT_USAGE
+        })?;
+        Ok(cli)
+    }
+}
+
+impl Command {
+    /// What is logged if nobody says.
+    pub fn usual_log(&self) -> &'static str {
+        match self {
+            // Its view is what the user looks at.
+            Self::Demo(_) => "error",
+            _ => "info",
+        }
+    }
+}
+
+impl RunArgs {
+    fn check(&self) -> Result<(), String> {
+        self.database.check()?;
+        self.worker.check()?;
+        if !self.queue_url.iter().all(|url| is_queue_url(url)) {
+            return Err(
+                "QUEUE_URL (--queue-url) has to look like https://sqs.REGION.amazonaws.com/ACCOUNT/NAME; it is the queue's URL, \
+                 not its name or ARN"
+                    .to_owned(),
+            );
+        }
+        if self.database.statement_timeout.is_zero() {
+            return Err(
+                "STATEMENT_TIMEOUT has to be longer than zero, which the database would read as no limit".to_owned()
+            );
+        }
+        let (server, client) = (self.database.statement_timeout, self.worker.store_timeout);
+        if server >= client {
+            return Err(format!(
+                "STATEMENT_TIMEOUT ({server:?}) has to be shorter than STORE_TIMEOUT ({client:?}): \
+                 else the database would go on with what we have given up"
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl DatabaseArgs {
+    /// How to reach the database.
+    pub fn settings(&self) -> PostgresSettings {
+        PostgresSettings {
+            url: self.database_url.clone(),
+            connections: self.database_connections,
+            statement_timeout: self.statement_timeout,
+            schema: None,
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let url = &self.database_url;
+        let rest = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"));
+        match rest {
+            None => {
+                Err("DATABASE_URL (--database-url) has to look like postgres://USER:PASSWORD@HOST:5432/NAME".to_owned())
+            }
+            Some(rest) if !rest.contains('@') && !rest.contains("user=") => {
+                Err("DATABASE_URL (--database-url) names no user: postgres://USER:PASSWORD@HOST:5432/NAME".to_owned())
+            }
+            Some(_) if !self.settings().is_readable() => Err(
+                "DATABASE_URL (--database-url) cannot be read; special characters in the password are written like %40 (@) \
+                 and %23 (#)"
+                    .to_owned(),
+            ),
+            Some(_) if self.database_connections == 0 => Err("DATABASE_CONNECTIONS has to be at least 1".to_owned()),
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+impl WorkerArgs {
+    /// Sizes and times of the path.
+    pub fn pipeline(&self) -> PipelineSettings {
+        PipelineSettings {
+            pollers: self.pollers,
+            batch_size: self.batch_size,
+            batch_age: self.batch_age,
+            in_flight: self.in_flight,
+            receive_wait: self.receive_wait,
+            visibility_timeout: self.visibility_timeout,
+            store_timeout: self.store_timeout,
+            delete_budget: self.delete_budget,
+            decode: DecodeSettings { payload: self.payload, log_id_tag: self.log_id_tag.clone() },
+        }
+    }
+
+    /// How to reach one of the queues.
+    pub fn sqs(&self, queue_url: &str) -> SqsSettings {
+        SqsSettings {
+            queue_url: queue_url.to_owned(),
+            region: self.region.clone(),
+            endpoint_url: self.endpoint_url.clone(),
+            receive_wait: self.receive_wait,
+            visibility_timeout: self.visibility_timeout,
+        }
+    }
+
+    /// Settings that only make sense together. Each message names both.
+    fn check(&self) -> Result<(), String> {
+        let whole = |time: Duration| time.subsec_nanos() == 0;
+        let worst = self.batch_age + self.store_timeout + self.delete_budget;
+        let leaving = self.receive_wait + self.store_timeout + RELEASE_BUDGET;
+        let rules = [
+            (self.pollers == 0, "POLLERS has to be at least 1".to_owned()),
+            (self.batch_size == 0 || self.batch_size > 10_000, "BATCH_SIZE has to be from 1 to 10000".to_owned()),
+            (self.in_flight < 10 || self.in_flight > 120_000, "IN_FLIGHT has to be from 10 to 120000".to_owned()),
+            (
+                self.in_flight < self.batch_size,
+                format!(
+                    "IN_FLIGHT ({}) is less than BATCH_SIZE ({}): no batch could fill",
+                    self.in_flight, self.batch_size
+                ),
+            ),
+            (
+                self.receive_wait > Duration::from_secs(20) || self.receive_wait.is_zero() || !whole(self.receive_wait),
+                "RECEIVE_WAIT has to be whole seconds, from 1s to 20s".to_owned(),
+            ),
+            (
+                self.visibility_timeout > Duration::from_secs(12 * 3600)
+                    || self.visibility_timeout < Duration::from_secs(2)
+                    || !whole(self.visibility_timeout),
+                "VISIBILITY_TIMEOUT has to be whole seconds, from 2s to 12h".to_owned(),
+            ),
+            (
+                worst >= self.visibility_timeout,
+                format!(
+                    "VISIBILITY_TIMEOUT ({:?}) has to be longer than BATCH_AGE ({:?}) + STORE_TIMEOUT ({:?}) + DELETE_BUDGET ({:?}) \
+                     = {worst:?}: a message would come back while it is being handled",
+                    self.visibility_timeout, self.batch_age, self.store_timeout, self.delete_budget
+                ),
+            ),
+            (
+                leaving >= self.shutdown_grace,
+                format!(
+                    "SHUTDOWN_GRACE ({:?}) has to be longer than RECEIVE_WAIT ({:?}) + STORE_TIMEOUT ({:?}) + {RELEASE_BUDGET:?} \
+                     to give messages back = {leaving:?}: a started receive could not be finished",
+                    self.shutdown_grace, self.receive_wait, self.store_timeout
+                ),
+            ),
+            (self.delete_budget.is_zero(), "DELETE_BUDGET has to be longer than zero".to_owned()),
+            (self.sweep_interval.is_zero(), "SWEEP_INTERVAL has to be longer than zero".to_owned()),
+        ];
+        rules.into_iter().find(|(broken, _)| *broken).map_or(Ok(()), |(_, why)| Err(why))
+    }
+}
+
+/// What the process finds around it, for those who start other programs.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// Where programs are looked for.
+    pub path: OsString,
+    /// Where temporary folders go.
+    pub temp_dir: PathBuf,
+    /// Where downloads are kept for the next time.
+    pub cache_dir: PathBuf,
+}
+
+impl Surroundings {
+    /// Reads `PATH`, `TMPDIR`, and `XDG_CACHE_HOME` or `HOME`.
+    pub fn read() -> Self {
+        let home_cache = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+        let temp_dir = std::env::temp_dir();
+        Self {
+            path: std::env::var_os("PATH").unwrap_or_default(),
+            cache_dir: std::env::var_os("XDG_CACHE_HOME")
+                .map(PathBuf::from)
+                .filter(|dir| dir.is_absolute())
+                .or_else(home_cache)
+                .unwrap_or_else(|| temp_dir.clone()),
+            temp_dir,
+        }
+    }
+}
+
+/// Host and name are there, at least. A queue of an emulator may have more or less in between.
+fn is_queue_url(url: &str) -> bool {
+    let place = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    place
+        .and_then(|place| place.split_once('/'))
+        .is_some_and(|(host, path)| !host.is_empty() && path.split('/').all(|part| !part.is_empty()))
+}
+
+/// Reads a length of time: a number with one of the units ms, s, m, h.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no length of time: write 500ms, 20s, 5m or 2h");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+    let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
+    let millis = match text[digits..].trim() {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(millis).map(Duration::from_millis).ok_or_else(wrong)
+}

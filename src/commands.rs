@@ -1,0 +1,6 @@
+//! One file per command: its arguments and what it does.
+
+pub mod decode;
+pub mod demo;
+pub mod migrate;
+pub mod run;

@@ -1,0 +1,18 @@
+#![doc = include_str!("ARCHITECTURE.md")]
+// The modules in the order in which the data passes them.
+
+pub mod sqs;
+
+pub mod event;
+pub mod pipeline;
+
+pub mod metrics;
+pub mod orphans;
+pub mod postgres;
+
+pub mod cli;
+pub mod commands;
+pub mod http;
+pub mod telemetry;
+
+pub mod local;

@@ -1,0 +1,34 @@
+//! Reads the command line, starts logging, runs one command, ends with its exit code.
+
+use std::process::ExitCode;
+
+use ses_ledger::{
+    cli::{Cli, Command, EXIT_USAGE, Surroundings},
+    commands::{decode, demo, migrate, run},
+    telemetry,
+};
+
+fn main() -> ExitCode {
+    let cli = match Cli::read() {
+        Ok(cli) => cli,
+        Err(code) => return ExitCode::from(code),
+    };
+    if let Err(e) = telemetry::start(cli.log_format, cli.log.as_deref().unwrap_or(cli.command.usual_log())) {
+        eprintln!("error: cannot read LOG (--log): {e:#}");
+        return ExitCode::from(EXIT_USAGE);
+    }
+    let outcome = match cli.command {
+        Command::Run(args) => on_runtime(run::run(*args)),
+        Command::Demo(args) => on_runtime(demo::run(*args, Surroundings::read())),
+        Command::Migrate(args) => on_runtime(migrate::run(args)),
+        Command::Decode(args) => decode::run(args),
+    };
+    outcome.unwrap_or_else(|e| {
+        eprintln!("error: {e:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn on_runtime(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(command)
+}
