@@ -1,0 +1,113 @@
+//! `--help`, word by word: it is what a newcomer reads first.
+//!
+//! A changed text fails with what changed. To take it over, run the tests once with `UPDATE_SNAPSHOTS=1` and read the
+//! difference before you commit it.
+
+use std::{collections::BTreeSet, env, fs, path::PathBuf};
+
+use super::{end_of, ses_ledger};
+
+/// Asks for help at a width; standard output is no terminal, so the width is what `COLUMNS` says.
+async fn help(command: &[&str], columns: usize) -> String {
+    let mut asking = ses_ledger(command.iter().copied().chain(["--help"]));
+    asking.env("COLUMNS", columns.to_string());
+    let ended = end_of(asking).await;
+    assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{command:?}");
+    ended.out
+}
+
+/// Compares with the snapshots, one for each width.
+async fn check(command: &[&str]) {
+    for columns in [80, 100] {
+        let found = help(command, columns).await;
+        let name = ["help"].iter().chain(command).copied().collect::<Vec<_>>().join("-");
+        let file = snapshots().join(format!("{name}-{columns}.txt"));
+        if env::var_os("UPDATE_SNAPSHOTS").is_some_and(|value| value == "1") {
+            fs::create_dir_all(snapshots()).expect("the folder can be made");
+            fs::write(&file, &found).expect("the snapshot can be written");
+        }
+        let renew = "if that is on purpose, renew it: UPDATE_SNAPSHOTS=1 cargo test --test it binary::help";
+        let expected =
+            fs::read_to_string(&file).unwrap_or_else(|e| panic!("cannot read {}: {e}; {renew}", file.display()));
+        assert!(
+            found == expected,
+            "{} is not the help any more; {renew}\n{}",
+            file.display(),
+            difference(&expected, &found)
+        );
+    }
+}
+
+fn snapshots() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/snapshots")
+}
+
+/// The lines that only one of both has.
+fn difference(expected: &str, found: &str) -> String {
+    let (gone, new): (Vec<&str>, Vec<&str>) = (expected.lines().collect(), found.lines().collect());
+    let start = gone.iter().zip(&new).take_while(|(a, b)| a == b).count();
+    let same_end = gone[start..].iter().rev().zip(new[start..].iter().rev()).take_while(|(a, b)| a == b).count();
+    let lines = |sign, lines: &[&str]| lines.iter().map(|line| format!("{sign} {line}\n")).collect::<String>();
+    format!(
+        "from line {}:\n{}{}",
+        start + 1,
+        lines('-', &gone[start..gone.len() - same_end]),
+        lines('+', &new[start..new.len() - same_end])
+    )
+}
+
+#[tokio::test]
+async fn the_help_of_the_binary_is_the_one_that_was_read_last() {
+    check(&[]).await;
+}
+
+#[tokio::test]
+async fn the_help_of_run_is_the_one_that_was_read_last() {
+    check(&["run"]).await;
+}
+
+#[tokio::test]
+async fn the_help_of_migrate_is_the_one_that_was_read_last() {
+    check(&["migrate"]).await;
+    check(&["migrate", "down"]).await;
+}
+
+#[tokio::test]
+async fn the_help_of_decode_is_the_one_that_was_read_last() {
+    check(&["decode"]).await;
+}
+
+#[tokio::test]
+async fn no_line_of_the_help_is_wider_than_the_terminal() {
+    for command in [vec![], vec!["run"], vec!["migrate"], vec!["decode"]] {
+        for columns in [80, 100] {
+            let text = help(&command, columns).await;
+            let wide: Vec<&str> = text.lines().filter(|line| line.chars().count() > columns).collect();
+            assert!(wide.is_empty(), "{command:?} at {columns}: {wide:#?}");
+        }
+    }
+}
+
+/// Flag, variable, and a default or a word on what happens without: for every setting of the worker.
+#[tokio::test]
+async fn every_setting_shows_its_variable_its_form_and_its_default() {
+    let text = help(&["run"], 100).await;
+    let mut variables = BTreeSet::new();
+    for setting in text.split("\n      --").skip(1) {
+        let name = setting.split(' ').next().expect("a name stands first");
+        let head = setting.lines().next().expect("it has a first line");
+        assert!(head.contains('<'), "--{name} does not say what it takes");
+        let variable = setting.split("[env: ").nth(1).and_then(|rest| rest.split(['=', ']']).next());
+        let variable = variable.unwrap_or_else(|| panic!("--{name} does not name its variable"));
+        assert!(variables.insert(variable.to_owned()), "{variable} belongs to two settings");
+        let without = ["database-url", "queue-url"].contains(&name);
+        assert!(without != setting.contains("[default: "), "--{name} does not show its default");
+        if head.contains("<TIME>") {
+            let default = setting.split("[default: ").nth(1).expect("asserted above");
+            let unit = default.trim_start_matches(|c: char| c.is_ascii_digit());
+            assert!(["ms]", "s]", "m]", "h]"].iter().any(|u| unit.starts_with(u)), "--{name} shows no unit: {default}");
+        }
+    }
+    assert!(variables.len() >= 20, "{variables:?}");
+    assert!(text.contains("500ms"), "nothing says how times are written");
+}

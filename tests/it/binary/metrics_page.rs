@@ -1,0 +1,120 @@
+//! `/metrics`: text that Prometheus reads, in which the counts add up at any moment.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ses_ledger::local::story::{Mess, Profile, Story, StorySettings};
+use time::macros::datetime;
+
+use super::{Running, play};
+use crate::{database, worker::Queue};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_counts_add_up_whenever_they_are_asked_for() {
+    let (database, queue) = (database::fresh().await, Queue::start().await);
+    let mess = Mess { poison: 0.05, noise: 0.05, ..Mess::default() };
+    let settings = StorySettings::new(51, 500, datetime!(2026-10-05 08:00 UTC));
+    let story = Story::tell(&StorySettings { mess, profile: Profile::Small, ..settings });
+    play(&database, &queue.handle, &story).await;
+    let few = ["--visibility-timeout=30s", "--batch-size=20", "--in-flight=100"];
+    let running = Running::start(&database.url, &queue.url, &few).await;
+    let mut moments = BTreeSet::new();
+    while queue.handle.totals().deleted < story.truth.messages as u64 {
+        let page = Page::read(&running.get("/metrics").await.body);
+        let of = |name: &str| page.value(&format!("ses_ledger_{name}"));
+        let settled =
+            ["stored", "ignored", "rejected", "released"].map(|outcome| of(&format!("messages_{outcome}_total")));
+        assert_eq!(of("messages_received_total"), settled.iter().sum::<f64>() + of("messages_in_hand"));
+        let judged =
+            ["inserted", "duplicate", "orphaned", "quarantined"].map(|verdict| of(&format!("events_{verdict}_total")));
+        assert_eq!(of("events_decoded_total"), judged.iter().sum::<f64>());
+        assert_eq!((of("messages_drift"), of("events_drift")), (0.0, 0.0));
+        moments.insert(of("messages_received_total") as u64);
+    }
+    assert!(moments.len() >= 20, "it was asked at the same moments again and again: {moments:?}");
+    queue.drained().await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_metric_has_its_help_and_type() {
+    let (database, queue) = (database::fresh().await, Queue::start().await);
+    let running = Running::start(&database.url, &queue.url, &[]).await;
+    queue.handle.send("poison, so that something is counted");
+    queue.drained().await;
+    let page = Page::read(&running.get("/metrics").await.body);
+    for family in page.values.keys().map(|name| page.family(name)) {
+        assert!(page.help.get(&family).is_some_and(|help| help.len() > 10), "{family} has no help");
+        assert!(page.kinds.contains_key(&family), "{family} has no type");
+    }
+    for family in page.help.keys() {
+        assert!(family.starts_with("ses_ledger_"), "{family}");
+        // A counter with labels has no sample before something was counted.
+        assert!(page.values.keys().any(|name| page.family(name) == *family), "{family} has no value");
+    }
+    running.stop().await;
+}
+
+/// A page in the text format of OpenMetrics.
+#[derive(Default)]
+struct Page {
+    help: BTreeMap<String, String>,
+    kinds: BTreeMap<String, String>,
+    /// By name and labels, as they stand there.
+    values: BTreeMap<String, f64>,
+}
+
+impl Page {
+    /// Every line has to be one of a comment, a sample, and the end.
+    fn read(text: &str) -> Self {
+        let mut page = Self::default();
+        let lines = text.strip_suffix("# EOF\n").unwrap_or_else(|| panic!("it has no end:\n{text}"));
+        for line in lines.lines() {
+            match line.strip_prefix("# ") {
+                Some(comment) => page.comment(comment).unwrap_or_else(|| panic!("cannot be read: {line:?}")),
+                None => page.sample(line).unwrap_or_else(|| panic!("cannot be read: {line:?}")),
+            }
+        }
+        page
+    }
+
+    fn comment(&mut self, comment: &str) -> Option<()> {
+        let mut parts = comment.splitn(3, ' ');
+        let (keyword, name, rest) = (parts.next()?, parts.next()?.to_owned(), parts.next()?.to_owned());
+        let place = match keyword {
+            "HELP" => &mut self.help,
+            "TYPE" if ["counter", "gauge", "histogram"].contains(&rest.as_str()) => &mut self.kinds,
+            _ => return None,
+        };
+        assert_eq!(place.insert(name, rest), None, "said twice: {comment}");
+        Some(())
+    }
+
+    fn sample(&mut self, line: &str) -> Option<()> {
+        let (name, value) = line.rsplit_once(' ')?;
+        let (bare, labels) = name.split_once('{').unwrap_or((name, "}"));
+        let is_name = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') && !text.is_empty();
+        let is_text = |text: &str| text.len() > 1 && text.starts_with('"') && text.ends_with('"');
+        let is_label = |label: &str| label.split_once('=').is_some_and(|(key, text)| is_name(key) && is_text(text));
+        let labels = labels.strip_suffix('}')?;
+        if !is_name(bare) || !(labels.is_empty() || labels.split(',').all(is_label)) {
+            return None;
+        }
+        assert_eq!(self.values.insert(name.to_owned(), value.parse().ok()?), None, "counted twice: {line}");
+        let kind = self.kinds.get(&self.family(name))?;
+        assert_eq!(kind == "counter", bare.ends_with("_total"), "{line}");
+        Some(())
+    }
+
+    fn value(&self, name: &str) -> f64 {
+        *self.values.get(name).unwrap_or_else(|| panic!("there is no {name}"))
+    }
+
+    /// The metric that a sample belongs to.
+    fn family(&self, sample: &str) -> String {
+        let bare = sample.split('{').next().unwrap_or(sample);
+        let suffixes = ["_total", "_bucket", "_sum", "_count", ""];
+        let families = suffixes.iter().filter_map(|suffix| bare.strip_suffix(suffix));
+        let known = families.into_iter().find(|family| self.kinds.contains_key(*family));
+        known.unwrap_or_else(|| panic!("{sample} belongs to nothing")).to_owned()
+    }
+}

@@ -1,0 +1,532 @@
+//! A queue and a store in memory that behave like the real ones, on Tokio's clock (also while it is paused), and do
+//! wrong what a script tells them to.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque, btree_map::Entry},
+    future::pending,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use ses_ledger::{
+    event::{Event, EventKind, MessageId},
+    local::{
+        queue::{Counts, Deletion, LocalQueue, QueueSettings, ReceiptHandle, Totals},
+        story::{LogRow, RowKey},
+    },
+    pipeline::{
+        Queue, QueueError, Store, StoreError, Verdict,
+        ack::Deleted,
+        batch::{Arrival, Quarantined},
+        decode::{self, DecodeSettings, decode},
+        receive::{Delivery, Receipt},
+        store::Committed,
+    },
+};
+use time::OffsetDateTime;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
+use uuid::Uuid;
+
+/// What goes wrong with one call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Nothing.
+    None,
+    /// Not done, and the answer says so.
+    Reject,
+    /// Done, but the answer is lost.
+    LoseAnswer,
+    /// Not done, and never answered.
+    Hang,
+}
+
+/// What befalls call after call: first the script, each step once, then the standing fault.
+#[derive(Clone, Debug)]
+struct Script {
+    steps: VecDeque<Fault>,
+    standing: Fault,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Self { steps: VecDeque::new(), standing: Fault::None }
+    }
+}
+
+impl Script {
+    fn next(&mut self) -> Fault {
+        self.steps.pop_front().unwrap_or(self.standing)
+    }
+}
+
+/// A call that a queue's script is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    Receive,
+    Delete,
+    ChangeVisibility,
+}
+
+/// A queue. Its clones are the same queue.
+#[derive(Clone)]
+pub(crate) struct MemoryQueue {
+    /// For how long a receive through this clone hides its messages.
+    visibility: Duration,
+    start: Instant,
+    state: Arc<Mutex<QueueState>>,
+    /// Something may have become visible.
+    arrivals: Arc<Notify>,
+    /// Where everything that is deleted has to be by then.
+    store: MemoryStore,
+}
+
+struct QueueState {
+    messages: LocalQueue<Arc<Posted>>,
+    /// What was handed out under which receipt handle.
+    handed_out: HashMap<String, Arc<Posted>>,
+    scripts: [Script; 3],
+    /// One step for each entry of a delete: whether it fails.
+    failing_entries: VecDeque<bool>,
+    open_receives: usize,
+    most_open_receives: usize,
+    broken_rules: Vec<String>,
+}
+
+/// A message, and what has to be stored before it may be deleted.
+struct Posted {
+    body: String,
+    needs: Vec<Need>,
+}
+
+enum Need {
+    Row(RowKey),
+    Quarantined(Vec<u8>),
+}
+
+impl MemoryQueue {
+    pub(crate) fn new(visibility: Duration, store: &MemoryStore) -> Self {
+        let state = QueueState {
+            messages: LocalQueue::new(QueueSettings::default()),
+            handed_out: HashMap::new(),
+            scripts: Default::default(),
+            failing_entries: VecDeque::new(),
+            open_receives: 0,
+            most_open_receives: 0,
+            broken_rules: Vec::new(),
+        };
+        Self {
+            visibility,
+            start: Instant::now(),
+            state: Arc::new(Mutex::new(state)),
+            arrivals: Arc::default(),
+            store: store.clone(),
+        }
+    }
+
+    /// The same queue for a receiver that hides messages for another time.
+    pub(crate) fn with_visibility(&self, visibility: Duration) -> Self {
+        Self { visibility, ..self.clone() }
+    }
+
+    pub(crate) fn send(&self, body: &str) {
+        let posted = Arc::new(Posted { body: body.to_owned(), needs: needs(body) });
+        self.change(|state, now| state.messages.send(posted, Duration::ZERO, now));
+    }
+
+    /// Appends to the script of a call.
+    pub(crate) fn script(&self, call: Call, faults: impl IntoIterator<Item = Fault>) {
+        lock(&self.state).scripts[call as usize].steps.extend(faults);
+    }
+
+    /// Sets what befalls every call that no script covers. Takes back what is left of the script.
+    pub(crate) fn always(&self, call: Call, fault: Fault) {
+        lock(&self.state).scripts[call as usize] = Script { steps: VecDeque::new(), standing: fault };
+    }
+
+    /// Lets entries of deletes fail: one step for each entry, in the order in which they come.
+    pub(crate) fn fail_entries(&self, fails: impl IntoIterator<Item = bool>) {
+        lock(&self.state).failing_entries.extend(fails);
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.change(|state, now| state.messages.counts(now))
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        lock(&self.state).messages.totals()
+    }
+
+    pub(crate) fn is_drained(&self) -> bool {
+        self.counts() == Counts::default()
+    }
+
+    /// Receives that wait for an answer now, and the most that ever did at the same time.
+    pub(crate) fn open_receives(&self) -> (usize, usize) {
+        let state = lock(&self.state);
+        (state.open_receives, state.most_open_receives)
+    }
+
+    /// Every time somebody wanted to delete what was not stored.
+    pub(crate) fn broken_rules(&self) -> Vec<String> {
+        lock(&self.state).broken_rules.clone()
+    }
+
+    fn change<R>(&self, work: impl FnOnce(&mut QueueState, Duration) -> R) -> R {
+        let result = work(&mut lock(&self.state), self.start.elapsed());
+        self.arrivals.notify_waiters();
+        result
+    }
+
+    fn take(&self, max: usize) -> Vec<Delivery> {
+        let mut state = lock(&self.state);
+        let received = state.messages.receive(max, Some(self.visibility), self.start.elapsed());
+        let deliveries = received.into_iter().map(|message| {
+            let handle = message.handle.to_string();
+            state.handed_out.insert(handle.clone(), Arc::clone(&message.body));
+            Delivery {
+                id: message.id.to_string(),
+                handle,
+                body: message.body.body.clone(),
+                receive_count: message.receive_count,
+            }
+        });
+        deliveries.collect()
+    }
+
+    /// Takes messages, waiting for the first until `end`. None are lost if the caller does not wait for them.
+    async fn poll(&self, max: usize, end: Instant) -> Vec<Delivery> {
+        loop {
+            let arrival = self.arrivals.notified();
+            let deliveries = self.take(max);
+            if !deliveries.is_empty() || Instant::now() >= end {
+                return deliveries;
+            }
+            let next = lock(&self.state).messages.next_visible_at().map_or(end, |at| self.start + at);
+            tokio::select! {
+                () = arrival => {}
+                () = sleep_until(next.min(end)) => {}
+            }
+        }
+    }
+
+    /// Deleted ⇒ committed, asked directly, whether the delete is then performed or not.
+    fn check_stored(&self, committed: &Committed) {
+        let mut state = lock(&self.state);
+        for receipt in committed.receipts() {
+            let posted = state.handed_out.get(receipt.handle()).expect("only what was received can be deleted");
+            if !self.store.holds(&posted.needs) {
+                let broken = format!("a message is to be deleted of which something is not stored: {}", posted.body);
+                state.broken_rules.push(broken);
+            }
+        }
+    }
+
+    /// Deletes and says which entries failed.
+    fn perform_delete(&self, committed: &Committed) -> Vec<usize> {
+        self.change(|state, now| {
+            let mut failed = Vec::new();
+            for (entry, receipt) in committed.receipts().iter().enumerate() {
+                if state.failing_entries.pop_front() == Some(true) {
+                    failed.push(entry);
+                } else {
+                    let deletion = state.messages.delete(handle(receipt), now).expect("the handle is of this queue");
+                    // As on SQS, a handle that is too old is a success that deletes nothing.
+                    let (Deletion::Deleted | Deletion::Gone | Deletion::Superseded) = deletion;
+                }
+            }
+            failed
+        })
+    }
+}
+
+impl Queue for MemoryQueue {
+    fn name(&self) -> Arc<str> {
+        "memory".into()
+    }
+
+    async fn receive(&self, max: usize, wait: Duration) -> Result<Vec<Delivery>, QueueError> {
+        assert!((1..=10).contains(&max) && wait <= Duration::from_secs(20), "SQS would refuse this receive");
+        let _open = OpenReceive::new(&self.state);
+        let fault = lock(&self.state).scripts[Call::Receive as usize].next();
+        let poll = self.poll(max, Instant::now() + wait);
+        match fault {
+            Fault::None => Ok(poll.await),
+            Fault::Reject => Err(rejected()),
+            Fault::LoseAnswer => {
+                poll.await;
+                Err(answer_lost())
+            }
+            Fault::Hang => pending().await,
+        }
+    }
+
+    async fn delete(&self, committed: Committed) -> Deleted {
+        self.check_stored(&committed);
+        let fault = lock(&self.state).scripts[Call::Delete as usize].next();
+        match fault {
+            Fault::None => {
+                let failed = self.perform_delete(&committed);
+                Deleted { left: committed.keep(&failed), error: None }
+            }
+            Fault::Reject => Deleted { left: committed, error: Some(rejected()) },
+            Fault::LoseAnswer => {
+                self.perform_delete(&committed);
+                Deleted { left: committed, error: Some(answer_lost()) }
+            }
+            Fault::Hang => pending().await,
+        }
+    }
+
+    async fn change_visibility(&self, receipts: &[&Receipt], timeout: Duration) -> Result<(), QueueError> {
+        let fault = lock(&self.state).scripts[Call::ChangeVisibility as usize].next();
+        let perform = || {
+            self.change(|state, now| {
+                for receipt in receipts {
+                    // What is not in flight any more is passed over.
+                    let _ = state.messages.change_visibility(handle(receipt), timeout, now);
+                }
+            });
+        };
+        match fault {
+            Fault::None => {
+                perform();
+                Ok(())
+            }
+            Fault::Reject => Err(rejected()),
+            Fault::LoseAnswer => {
+                perform();
+                Err(answer_lost())
+            }
+            Fault::Hang => pending().await,
+        }
+    }
+}
+
+/// Counts a receive from its start to its end, however it ends.
+struct OpenReceive<'q>(&'q Mutex<QueueState>);
+
+impl<'q> OpenReceive<'q> {
+    fn new(queue: &'q Mutex<QueueState>) -> Self {
+        let mut state = lock(queue);
+        state.open_receives += 1;
+        state.most_open_receives = state.most_open_receives.max(state.open_receives);
+        Self(queue)
+    }
+}
+
+impl Drop for OpenReceive<'_> {
+    fn drop(&mut self) {
+        lock(self.0).open_receives -= 1;
+    }
+}
+
+fn handle(receipt: &Receipt) -> ReceiptHandle {
+    receipt.handle().parse().expect("the handle is of this queue")
+}
+
+fn rejected() -> QueueError {
+    QueueError::Transient("a planted fault".to_owned())
+}
+
+fn answer_lost() -> QueueError {
+    QueueError::Transient("a planted loss of an answer".to_owned())
+}
+
+/// What the store must hold of a body.
+fn needs(body: &str) -> Vec<Need> {
+    let settings = DecodeSettings::default();
+    let leaves = decode(body.as_bytes(), OffsetDateTime::UNIX_EPOCH, &settings);
+    let needs = leaves.into_iter().flat_map(|leaf| match leaf.outcome {
+        decode::Outcome::Ignored(_) => vec![],
+        decode::Outcome::Rejected(reject) => vec![Need::Quarantined(reject.raw)],
+        decode::Outcome::Event(event) => {
+            let need = |event: Event| match is_refused(&event) {
+                true => Need::Quarantined(body.as_bytes().to_vec()),
+                false => Need::Row(row_key(&event)),
+            };
+            event.into_events(&settings).into_iter().map(need).collect()
+        }
+    });
+    needs.collect()
+}
+
+/// The store refuses every event of a mail whose id begins like this.
+pub(crate) const REFUSED: &str = "refused";
+/// The store refuses to quarantine a body that holds this.
+pub(crate) const UNSTORABLE: &str = "unstorable";
+
+/// A store with the product's two rules of uniqueness. Its clones are the same store.
+#[derive(Clone, Default)]
+pub(crate) struct MemoryStore(Arc<Mutex<StoreState>>);
+
+#[derive(Default)]
+struct StoreState {
+    rows: BTreeSet<RowKey>,
+    /// And the log that the event named in its tag.
+    orphans: BTreeMap<RowKey, Option<Uuid>>,
+    /// The bodies, and why each is here.
+    quarantine: BTreeMap<Vec<u8>, String>,
+    known_ids: HashSet<String>,
+    known_logs: HashSet<Uuid>,
+    script: Script,
+    miscounts: usize,
+}
+
+impl MemoryStore {
+    /// Appends to the script of inserts.
+    pub(crate) fn script(&self, faults: impl IntoIterator<Item = Fault>) {
+        lock(&self.0).script.steps.extend(faults);
+    }
+
+    /// Sets what befalls every insert that no script covers, and every ping.
+    pub(crate) fn always(&self, fault: Fault) {
+        lock(&self.0).script.standing = fault;
+    }
+
+    /// Lets the next inserts that store events leave out one verdict.
+    pub(crate) fn miscount(&self, inserts: usize) {
+        lock(&self.0).miscounts = inserts;
+    }
+
+    /// The log row of a mail is there.
+    pub(crate) fn write_log(&self, row: &LogRow) {
+        let mut state = lock(&self.0);
+        state.known_logs.insert(row.uuid);
+        state
+            .known_ids
+            .extend(row.aws_message_id.as_deref().and_then(MessageId::parse).map(|id| id.as_str().to_owned()));
+    }
+
+    /// The log row of the mail with this id is there.
+    pub(crate) fn know(&self, message_id: &str) {
+        lock(&self.0).known_ids.insert(message_id.to_owned());
+    }
+
+    /// Attaches orphans whose mail is known by now.
+    pub(crate) fn sweep(&self) {
+        let mut state = lock(&self.0);
+        let orphans = std::mem::take(&mut state.orphans);
+        // An orphan that names its log tells the id of the mail for all others.
+        let linked = orphans.iter().filter(|(_, log)| log.is_some_and(|log| state.known_logs.contains(&log)));
+        let linked: Vec<String> = linked.map(|(key, _)| key.aws_message_id.clone()).collect();
+        state.known_ids.extend(linked);
+        for (key, log) in orphans {
+            if state.knows(&key.aws_message_id, log) {
+                state.rows.insert(key);
+            } else {
+                state.orphans.insert(key, log);
+            }
+        }
+    }
+
+    pub(crate) fn rows(&self) -> BTreeSet<RowKey> {
+        lock(&self.0).rows.clone()
+    }
+
+    pub(crate) fn orphans(&self) -> BTreeSet<RowKey> {
+        lock(&self.0).orphans.keys().cloned().collect()
+    }
+
+    /// The bodies in quarantine.
+    pub(crate) fn quarantine(&self) -> BTreeSet<String> {
+        lock(&self.0).quarantine.keys().map(|body| String::from_utf8_lossy(body).into_owned()).collect()
+    }
+
+    fn holds(&self, needs: &[Need]) -> bool {
+        let state = lock(&self.0);
+        needs.iter().all(|need| match need {
+            Need::Row(key) => state.rows.contains(key) || state.orphans.contains_key(key),
+            Need::Quarantined(body) => state.quarantine.contains_key(body),
+        })
+    }
+}
+
+impl Store for MemoryStore {
+    async fn insert(&self, arrivals: &[Arrival], quarantined: &[Quarantined]) -> Result<Vec<Verdict>, StoreError> {
+        let fault = {
+            let mut state = lock(&self.0);
+            state.script.next()
+        };
+        match fault {
+            Fault::None => lock(&self.0).insert(arrivals, quarantined),
+            Fault::Reject => Err(StoreError::Transient(anyhow::anyhow!("a planted fault"))),
+            Fault::LoseAnswer => {
+                lock(&self.0).insert(arrivals, quarantined)?;
+                Err(StoreError::Transient(anyhow::anyhow!("a planted loss of an answer")))
+            }
+            Fault::Hang => pending().await,
+        }
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        let standing = lock(&self.0).script.standing;
+        match standing {
+            Fault::None => Ok(()),
+            Fault::Reject | Fault::LoseAnswer => Err(StoreError::Transient(anyhow::anyhow!("a planted fault"))),
+            Fault::Hang => pending().await,
+        }
+    }
+}
+
+impl StoreState {
+    /// All of it or nothing.
+    fn insert(&mut self, arrivals: &[Arrival], quarantined: &[Quarantined]) -> Result<Vec<Verdict>, StoreError> {
+        let is_unstorable = |q: &Quarantined| String::from_utf8_lossy(&q.body).contains(UNSTORABLE);
+        if arrivals.iter().any(|arrival| is_refused(&arrival.event)) || quarantined.iter().any(is_unstorable) {
+            let source = anyhow::anyhow!("a planted refusal");
+            return Err(StoreError::Refused { code: "22P02".to_owned(), source });
+        }
+        for body in quarantined {
+            self.quarantine.insert(body.body.clone(), body.reason.clone());
+        }
+        let mut verdicts: Vec<_> = arrivals.iter().map(|arrival| self.insert_one(&arrival.event)).collect();
+        if self.miscounts > 0 && verdicts.pop().is_some() {
+            self.miscounts -= 1;
+        }
+        Ok(verdicts)
+    }
+
+    fn insert_one(&mut self, event: &Event) -> Verdict {
+        let (key, log) = (row_key(event), event.log_uuid);
+        if self.knows(&key.aws_message_id, log) {
+            self.known_ids.insert(key.aws_message_id.clone());
+            if self.rows.insert(key) { Verdict::Inserted } else { Verdict::Duplicate }
+        } else {
+            match self.orphans.entry(key) {
+                Entry::Occupied(_) => Verdict::Duplicate,
+                Entry::Vacant(place) => {
+                    place.insert(log);
+                    Verdict::Orphaned
+                }
+            }
+        }
+    }
+
+    fn knows(&self, message_id: &str, log: Option<Uuid>) -> bool {
+        self.known_ids.contains(message_id) || log.is_some_and(|log| self.known_logs.contains(&log))
+    }
+}
+
+fn is_refused(event: &Event) -> bool {
+    event.message_id.as_str().starts_with(REFUSED)
+}
+
+/// The two rules: opens and clicks happen again, everything else once for each recipient.
+fn row_key(event: &Event) -> RowKey {
+    let millis = (event.occurred_at.unix_timestamp_nanos() / 1_000_000) as i64;
+    RowKey {
+        aws_message_id: event.message_id.as_str().to_owned(),
+        kind: event.kind.as_str().to_owned(),
+        recipient: event.recipient.as_str().to_owned(),
+        occurred_at_ms: event.kind.happens_again().then_some(millis),
+        link: event.detail.link.clone().filter(|_| event.kind == EventKind::Click),
+    }
+}
+
+/// A panic of one test's poller must not look like another fault.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,25 @@
+//! All integration tests in one binary: one link, one PostgreSQL cluster, one emulator.
+
+mod arrivals;
+mod database;
+mod doubles;
+mod emulator;
+mod truth;
+mod worker;
+
+mod binary;
+mod contract;
+mod decode;
+mod demo;
+mod end_to_end;
+mod explain;
+mod faults;
+mod local_postgres;
+mod nothing_is_lost;
+mod orphans;
+mod outages;
+mod roles;
+mod schema;
+mod status;
+mod store;
+mod views;
