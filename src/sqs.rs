@@ -115,24 +115,30 @@ impl Sqs {
         })
     }
 
-    /// Tries a delete with a made-up receipt handle, so that a missing queue, bad credentials or a missing permission
-    /// show now, and not after the first thousand messages. Receiving is tried by receiving.
+    /// Tries to delete and to hide with a made-up receipt handle, so that a missing queue, bad credentials or a missing
+    /// permission show now, and not after the first thousand messages or in the first outage. Receiving is tried by
+    /// receiving.
     ///
     /// # Errors
     /// [`QueueError::Fatal`] if the queue is not there, or the credentials do not allow it.
     pub async fn probe(&self) -> Result<(), QueueError> {
-        let made_up = self.client.delete_message().queue_url(&self.url).receipt_handle("ses-ledger-start-up-probe");
-        match made_up.send().await {
+        let (url, made_up) = (&self.url, "ses-ledger-start-up-probe");
+        let delete = self.client.delete_message().queue_url(url).receipt_handle(made_up);
+        self.lets_us_in("sqs:DeleteMessage", delete.send().await)?;
+        let hide = self.client.change_message_visibility().queue_url(url).receipt_handle(made_up).visibility_timeout(0);
+        self.lets_us_in("sqs:ChangeMessageVisibility", hide.send().await)
+    }
+
+    fn lets_us_in<T, E, R>(&self, permission: &str, answer: Result<T, SdkError<E, R>>) -> Result<(), QueueError>
+    where
+        E: std::error::Error + ProvideErrorMetadata + 'static,
+        R: std::fmt::Debug + 'static,
+    {
+        match answer {
+            // The service let us in, and dislikes only the handle.
+            Err(SdkError::ServiceError(e)) if e.err().code().is_some_and(is_about_handle) => Ok(()),
+            Err(e) => Err(self.sort_error(permission, &e)),
             Ok(_) => Ok(()),
-            Err(e) => match self.sort_error("sqs:DeleteMessage", &e) {
-                // The service let us in, and dislikes only the handle.
-                QueueError::Transient(_)
-                    if e.as_service_error().is_some_and(|e| e.meta().code().is_some_and(is_about_handle)) =>
-                {
-                    Ok(())
-                }
-                error => Err(error),
-            },
         }
     }
 

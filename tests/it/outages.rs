@@ -102,27 +102,23 @@ async fn a_quiet_queue_is_asked_by_one_poller_and_a_message_is_stored_at_once() 
 
 #[tokio::test]
 async fn the_probe_tells_what_has_to_be_mended() {
-    let gone = "the queue ses-events does not exist";
-    check_probe(SqsError::access_denied(), Some("sqs:DeleteMessage")).await;
-    check_probe(SqsError::queue_does_not_exist(), Some(gone)).await;
-    check_probe(SqsError::new(400, "AWS.SimpleQueueService.NonExistentQueue", "gone"), Some(gone)).await;
-    check_probe(SqsError::expired_token(), Some("credentials for the queue ses-events have expired")).await;
-    check_probe(SqsError::new(403, "InvalidClientTokenId", "unknown"), Some("does not accept the credentials")).await;
-    check_probe(SqsError::throttled(), None).await;
-    check_probe(SqsError::unavailable(), None).await;
-}
-
-#[tokio::test]
-async fn the_probe_is_content_with_a_queue_that_works() {
-    let queue = Queue::start().await;
-    sqs(&queue, &settings()).await.probe().await.expect("all is well");
-    assert_eq!(queue.handle.totals().deleted, 0);
+    let (delete, hide) = (Action::DeleteMessage, Action::ChangeMessageVisibility);
+    let (gone, old) = ("the queue ses-events does not exist", "credentials for the queue ses-events have expired");
+    check_probe(delete, SqsError::access_denied(), Some("sqs:DeleteMessage")).await;
+    check_probe(hide, SqsError::access_denied(), Some("sqs:ChangeMessageVisibility")).await;
+    check_probe(delete, SqsError::queue_does_not_exist(), Some(gone)).await;
+    check_probe(delete, SqsError::new(400, "AWS.SimpleQueueService.NonExistentQueue", "gone"), Some(gone)).await;
+    check_probe(delete, SqsError::expired_token(), Some(old)).await;
+    let unknown = SqsError::new(403, "InvalidClientTokenId", "unknown");
+    check_probe(delete, unknown, Some("AWS does not accept the credentials")).await;
+    check_probe(delete, SqsError::throttled(), None).await;
+    check_probe(hide, SqsError::unavailable(), None).await;
 }
 
 /// `None`: waiting may help.
-async fn check_probe(error: SqsError, fatal: Option<&str>) {
+async fn check_probe(action: Action, error: SqsError, fatal: Option<&str>) {
     let queue = Queue::start().await;
-    queue.endpoint.faults(|faults| _ = faults.always(Action::DeleteMessage, Fault::Reject(error.clone())));
+    queue.endpoint.faults(|faults| _ = faults.always(action, Fault::Reject(error.clone())));
     let answer = sqs(&queue, &settings()).await.probe().await;
     check_error(&error, answer.expect_err("the probe fails"), fatal);
 }
