@@ -18,6 +18,7 @@ use prometheus_client::{
 
 use crate::pipeline::{
     QueueError, Verdict,
+    decode::{self, Leaf},
     receive::{Delivery, Outcome},
 };
 
@@ -81,6 +82,11 @@ metrics! {
     /// Orphaned events attached to their mail.
     orphans_attached: Counter = Counter::default();
 
+    /// Decoded parts of messages that are none of our business, by reason. A message that comes again counts again.
+    ignored: Family<ReasonLabels, Counter> = Family::default();
+    /// Decoded parts of messages that could not be understood, by reason. A message that comes again counts again.
+    rejected: Family<ReasonLabels, Counter> = Family::default();
+
     /// Receives that were answered, by result: messages, empty, failed.
     receives: Family<ReceiveLabels, Counter> = Family::default();
     /// Messages per receive that brought any.
@@ -101,6 +107,12 @@ metrics! {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ReceiveLabels {
     result: &'static str,
+}
+
+/// Labels of `ignored` and `rejected`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabels {
+    reason: &'static str,
 }
 
 /// By how much the two identities fail. Both are zero unless the worker has a fault.
@@ -158,6 +170,17 @@ impl Metrics {
             Err(_) => "failed",
         };
         self.receives.get_or_create(&ReceiveLabels { result }).inc();
+    }
+
+    pub(crate) fn decoded(&self, leaves: &[Leaf]) {
+        for leaf in leaves {
+            let (family, reason) = match &leaf.outcome {
+                decode::Outcome::Event(_) => continue,
+                decode::Outcome::Ignored(reason) => (&self.ignored, reason.as_str()),
+                decode::Outcome::Rejected(reject) => (&self.rejected, reject.reason.as_str()),
+            };
+            family.get_or_create(&ReasonLabels { reason }).inc();
+        }
     }
 
     pub(crate) fn settled(&self, outcome: Outcome) {

@@ -19,9 +19,13 @@ use std::{
 };
 
 use backon::BackoffBuilder as _;
-use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
-use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tokio::{
+    sync::Semaphore,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tracing::{error, info, warn};
 
 use crate::metrics::Metrics;
 use ack::Deleted;
@@ -144,7 +148,7 @@ pub struct Worker<Q, S> {
     scout: Semaphore,
     /// One permit per message that we may hold.
     room: Arc<Semaphore>,
-    /// Whether the last attempt to store came through.
+    /// Whether the last attempt to store came through, or the store has answered since.
     store_up: AtomicBool,
     /// Whether the last receive was answered.
     queue_up: AtomicBool,
@@ -196,8 +200,24 @@ impl<Q: Queue, S: Store> Worker<Q, S> {
     }
 
     async fn ask_store(&self) {
-        if let Ok(Ok(())) = timeout(self.settings.store_timeout, self.store.ping()).await {
-            self.store_came_through();
+        match timeout(self.settings.store_timeout, self.store.ping()).await {
+            Ok(Ok(())) => self.store_came_through(),
+            Ok(Err(e)) => self.store_is_away(&anyhow::Error::from(e)),
+            Err(_) => self.store_is_away(&anyhow::anyhow!("no answer within {:?}", self.settings.store_timeout)),
+        }
+    }
+
+    /// On a quiet queue nothing else would notice that the database is gone, before the next message.
+    async fn watch_store(&self) {
+        loop {
+            sleep(ASK_STORE_EVERY).await;
+            self.ask_store().await;
+        }
+    }
+
+    fn store_is_away(&self, error: &anyhow::Error) {
+        if self.store_up.swap(false, Ordering::Relaxed) {
+            warn!("cannot store, holding what is in hand until the database is back: {error:#}");
         }
     }
 
@@ -207,6 +227,9 @@ impl<Q: Queue, S: Store> Worker<Q, S> {
         }
     }
 }
+
+/// How often to ask whether the database is there.
+const ASK_STORE_EVERY: Duration = Duration::from_secs(5);
 
 /// Runs all pollers until they are told to stop and have finished what they hold.
 ///
@@ -218,6 +241,10 @@ pub async fn run<Q: Queue, S: Store>(worker: Arc<Worker<Q, S>>) -> Result<(), Qu
     for _ in 0..worker.settings.pollers {
         pollers.spawn(watchdog::keep_polling(Arc::clone(&worker)));
     }
+    let _watching = AbortOnDropHandle::new(tokio::spawn({
+        let worker = Arc::clone(&worker);
+        async move { worker.watch_store().await }
+    }));
     let mut outcome = Ok(());
     while let Some(finished) = pollers.join_next().await {
         if let Err(e) = finished.unwrap_or_else(|e| Err(QueueError::Fatal(format!("a poller broke down: {e}")))) {

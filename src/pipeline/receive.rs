@@ -116,6 +116,7 @@ pub(super) async fn gather<Q: Queue, S: Store>(
         let received_at = OffsetDateTime::now_utc();
         for delivery in deliveries {
             let leaves = decode(delivery.body.as_bytes(), received_at, &worker.settings.decode);
+            worker.metrics.decoded(&leaves);
             let message = worker.take_in_hand(delivery, received_at, room.split(1));
             batch.add(message, leaves, &worker.settings, Instant::now());
         }

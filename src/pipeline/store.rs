@@ -2,13 +2,7 @@
 //!
 //! While the database is away the batch is held and kept invisible. Data that it refuses is found by splitting.
 
-use std::{
-    convert::Infallible,
-    fmt,
-    ops::Range,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{convert::Infallible, fmt, ops::Range, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{Instrument as _, debug, error, info_span, warn};
@@ -202,8 +196,8 @@ async fn insert<Q: Queue, S: Store>(
         failures += 1;
         worker.metrics.store_retries.inc();
         // One lost deadlock is no outage. From the second failure on nobody receives any more.
-        if failures > 1 && worker.store_up.swap(false, Ordering::Relaxed) {
-            warn!("cannot store, holding what is in hand until the database is back: {error:#}");
+        if failures > 1 {
+            worker.store_is_away(&error);
         }
         beat.rest();
         sleep(delays.next().unwrap_or_default()).await;

@@ -276,6 +276,13 @@ async fn only_the_entries_that_failed_are_left() {
     assert_eq!(bench.0.handle.counts().in_flight, 0);
 }
 
+#[tokio::test]
+async fn the_probe_is_content_with_a_queue_that_works() {
+    let (embedded, emulated) = (Embedded::make().await, Emulated::make().await);
+    embedded.receiver(LONG).await.probe().await.expect("the endpoint lets us in");
+    emulated.receiver(LONG).await.probe().await.expect("the emulator lets us in");
+}
+
 /// The SDK's stalled-stream protection has ended quiet long polls.
 #[tokio::test]
 async fn the_longest_long_poll_comes_back_empty_and_not_as_an_error() {

@@ -26,7 +26,7 @@ use ses_ledger::{
 use time::OffsetDateTime;
 use tokio::{
     sync::Notify,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 use uuid::Uuid;
 
@@ -88,6 +88,8 @@ struct QueueState {
     /// What was handed out under which receipt handle.
     handed_out: HashMap<String, Arc<Posted>>,
     scripts: [Script; 3],
+    /// How long every receive takes before it looks.
+    latency: Duration,
     /// One step for each entry of a delete: whether it fails.
     failing_entries: VecDeque<bool>,
     open_receives: usize,
@@ -112,6 +114,7 @@ impl MemoryQueue {
             messages: LocalQueue::new(QueueSettings::default()),
             handed_out: HashMap::new(),
             scripts: Default::default(),
+            latency: Duration::ZERO,
             failing_entries: VecDeque::new(),
             open_receives: 0,
             most_open_receives: 0,
@@ -144,6 +147,11 @@ impl MemoryQueue {
     /// Sets what befalls every call that no script covers. Takes back what is left of the script.
     pub(crate) fn always(&self, call: Call, fault: Fault) {
         lock(&self.state).scripts[call as usize] = Script { steps: VecDeque::new(), standing: fault };
+    }
+
+    /// Lets every receive take so long before it looks.
+    pub(crate) fn slow_receives(&self, latency: Duration) {
+        lock(&self.state).latency = latency;
     }
 
     /// Lets entries of deletes fail: one step for each entry, in the order in which they come.
@@ -250,8 +258,14 @@ impl Queue for MemoryQueue {
     async fn receive(&self, max: usize, wait: Duration) -> Result<Vec<Delivery>, QueueError> {
         assert!((1..=10).contains(&max) && wait <= Duration::from_secs(20), "SQS would refuse this receive");
         let _open = OpenReceive::new(&self.state);
-        let fault = lock(&self.state).scripts[Call::Receive as usize].next();
-        let poll = self.poll(max, Instant::now() + wait);
+        let (fault, latency) = {
+            let mut state = lock(&self.state);
+            (state.scripts[Call::Receive as usize].next(), state.latency)
+        };
+        let poll = async {
+            sleep(latency).await;
+            self.poll(max, Instant::now() + wait).await
+        };
         match fault {
             Fault::None => Ok(poll.await),
             Fault::Reject => Err(rejected()),

@@ -37,12 +37,14 @@ async fn a_single_message_is_stored_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_burst_wakes_all_pollers() {
-    let bench = Bench::start(PipelineSettings { batch_size: 10, ..settings() });
+    let bench = Bench::start(PipelineSettings { batch_size: 100, batch_age: Duration::from_secs(60), ..settings() });
+    bench.queue.slow_receives(Duration::from_millis(20));
     sleep(Duration::from_secs(600)).await;
     bench.store.always(Fault::Hang);
-    let sent = bench.send(100).await;
-    bench.until("each poller holds a batch", |bench| bench.metrics.messages_in_hand.get() == 40).await;
-    assert!(sent.elapsed() < Duration::from_millis(100), "it took {:?}", sent.elapsed());
+    let sent = bench.send(1_000).await;
+    bench.until("each poller holds a batch", |bench| bench.metrics.messages_in_hand.get() == 400).await;
+    // Ten receives for each batch, all four at the same time.
+    assert!(sent.elapsed() < Duration::from_millis(350), "it took {:?}", sent.elapsed());
     bench.store.always(Fault::None);
     bench.until("all are stored", Bench::is_drained).await;
     bench.stop().await;

@@ -45,6 +45,8 @@ proptest! {
 /// Limits and faults.
 #[derive(Clone, Debug)]
 struct Trouble {
+    /// On the same queue and the same store.
+    workers: usize,
     pollers: usize,
     batch_size: usize,
     batch_age_ms: u64,
@@ -58,7 +60,7 @@ struct Trouble {
     delete: Vec<Fault>,
     failing_entries: Vec<bool>,
     visibility: Vec<Fault>,
-    /// Workers that do not live to the end.
+    /// How the first worker ends before its time, again and again.
     lives: Vec<Life>,
     /// Where the jitter of all delays starts.
     jitter: u64,
@@ -122,6 +124,7 @@ fn happening() -> impl Strategy<Value = Happening> {
 
 fn trouble() -> impl Strategy<Value = Trouble> {
     let limits = (
+        1..=2_usize,
         1..=4_usize,
         1..=50_usize,
         prop_oneof![Just(0), 1..3_000_u64],
@@ -141,9 +144,10 @@ fn trouble() -> impl Strategy<Value = Trouble> {
     );
     let lives = vec(life.prop_map(|(ms, end)| Life { ms, end }), 0..4);
     (limits, pauses, faults, lives, any::<u64>()).prop_map(|(limits, pauses_ms, faults, lives, jitter)| {
-        let (pollers, batch_size, batch_age_ms, in_flight, receive_wait_s, visibility_s) = limits;
+        let (workers, pollers, batch_size, batch_age_ms, in_flight, receive_wait_s, visibility_s) = limits;
         let (receive, store, delete, failing_entries, visibility) = faults;
         Trouble {
+            workers,
             pollers,
             batch_size,
             batch_age_ms,
@@ -193,10 +197,12 @@ impl Happening {
     fn json(&self) -> Value {
         let (name, _) = KINDS[self.kind];
         let at = format!("2026-10-05T08:00:0{}.000Z", self.second);
-        let mut event = json!({
-            "eventType": name,
-            "mail": { "messageId": self.message_id(), "timestamp": "2026-10-05T07:59:00.000Z", "destination": ["a@example.com"] },
+        let mail = json!({
+            "messageId": self.message_id(),
+            "timestamp": "2026-10-05T07:59:00.000Z",
+            "destination": ["a@example.com"],
         });
+        let mut event = json!({ "eventType": name, "mail": mail });
         event[name.to_lowercase()] = json!({ "timestamp": at, "link": "https://example.com/" });
         event
     }
@@ -298,13 +304,12 @@ async fn play(world: &World, trouble: &Trouble) {
     store.script(trouble.store.iter().copied());
 
     let sending = send(world, trouble, &queue, &store);
+    let others = Vec::from_iter((1..trouble.workers).map(|_| Worked::start(&queue, &store, trouble)));
     let working = async {
         for life in &trouble.lives {
             Worked::start(&queue, &store, trouble).end(*life).await;
         }
-        let last = Worked::start(&queue, &store, trouble);
-        sleep(Duration::from_millis(1)).await;
-        last
+        Worked::start(&queue, &store, trouble)
     };
     let (last, ()) = tokio::join!(working, sending);
     let drained = async {
@@ -314,7 +319,9 @@ async fn play(world: &World, trouble: &Trouble) {
     };
     let drained = timeout(LONGEST, drained).await;
     assert!(drained.is_ok(), "the queue is never drained: {:?}", queue.counts());
-    last.end(Life { ms: 0, end: End::Stopped }).await;
+    for worked in others.into_iter().chain([last]) {
+        worked.end(Life { ms: 0, end: End::Stopped }).await;
+    }
 
     store.sweep();
     assert_eq!(store.rows(), world.rows, "stored events");
