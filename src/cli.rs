@@ -321,6 +321,14 @@ impl WorkerArgs {
                 ),
             ),
             (
+                self.delete_budget * 2 > self.visibility_timeout,
+                format!(
+                    "VISIBILITY_TIMEOUT ({:?}) has to be at least twice DELETE_BUDGET ({:?}): after an outage, that much of it \
+                     is sure to be left when deleting begins",
+                    self.visibility_timeout, self.delete_budget
+                ),
+            ),
+            (
                 leaving >= self.shutdown_grace,
                 format!(
                     "SHUTDOWN_GRACE ({:?}) has to be longer than RECEIVE_WAIT ({:?}) + STORE_TIMEOUT ({:?}) + {RELEASE_BUDGET:?} \

@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context as _;
 use backon::BackoffBuilder as _;
 use tokio::{
     sync::Semaphore,
@@ -199,19 +200,22 @@ impl<Q: Queue, S: Store> Worker<Q, S> {
         self.store_up.load(Ordering::Relaxed)
     }
 
-    async fn ask_store(&self) {
-        match timeout(self.settings.store_timeout, self.store.ping()).await {
-            Ok(Ok(())) => self.store_came_through(),
-            Ok(Err(e)) => self.store_is_away(&anyhow::Error::from(e)),
-            Err(_) => self.store_is_away(&anyhow::anyhow!("no answer within {:?}", self.settings.store_timeout)),
-        }
+    async fn ask_store(&self) -> anyhow::Result<()> {
+        timeout(self.settings.store_timeout, self.store.ping()).await.context("no answer in time")??;
+        self.store_came_through();
+        Ok(())
     }
 
     /// On a quiet queue nothing else would notice that the database is gone, before the next message.
     async fn watch_store(&self) {
         loop {
             sleep(ASK_STORE_EVERY).await;
-            self.ask_store().await;
+            // One unanswered question may be an old connection's. Two are an outage, as for a batch.
+            if self.ask_store().await.is_err()
+                && let Err(e) = self.ask_store().await
+            {
+                self.store_is_away(&e);
+            }
         }
     }
 

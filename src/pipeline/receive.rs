@@ -114,10 +114,11 @@ pub(super) async fn gather<Q: Queue, S: Store>(
         }
         scout = None; // there is something: let the next poller look as well
         let received_at = OffsetDateTime::now_utc();
-        for delivery in deliveries {
-            let leaves = decode(delivery.body.as_bytes(), received_at, &worker.settings.decode);
+        // All in hand before the first is decoded: each has a receipt, whatever happens to its neighbours.
+        let in_hand = deliveries.into_iter().map(|d| worker.take_in_hand(d, received_at, room.split(1)));
+        for message in in_hand.collect::<Vec<_>>() {
+            let leaves = decode(message.body.as_bytes(), received_at, &worker.settings.decode);
             worker.metrics.decoded(&leaves);
-            let message = worker.take_in_hand(delivery, received_at, room.split(1));
             batch.add(message, leaves, &worker.settings, Instant::now());
         }
     }
@@ -140,7 +141,7 @@ async fn my_turn<'w, Q: Queue, S: Store>(
         };
         while !worker.store_is_up() {
             sleep(Duration::from_secs(1)).await;
-            worker.ask_store().await;
+            let _ = worker.ask_store().await; // it says itself when it is back
         }
         scout
     };

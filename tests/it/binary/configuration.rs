@@ -22,6 +22,7 @@ async fn settings_that_do_not_go_together_are_refused_by_both_names() {
     check(&["--visibility-timeout=36s"], &["VISIBILITY_TIMEOUT", "BATCH_AGE", "STORE_TIMEOUT", "DELETE_BUDGET"]).await;
     check(&["--batch-age=90s"], &["VISIBILITY_TIMEOUT", "BATCH_AGE"]).await;
     check(&["--delete-budget=2m"], &["VISIBILITY_TIMEOUT", "DELETE_BUDGET"]).await;
+    check(&["--delete-budget=61s"], &["VISIBILITY_TIMEOUT", "at least twice DELETE_BUDGET"]).await;
     check(&["--shutdown-grace=40s"], &["SHUTDOWN_GRACE", "RECEIVE_WAIT", "STORE_TIMEOUT"]).await;
     check(&["--statement-timeout=15s"], &["STATEMENT_TIMEOUT", "STORE_TIMEOUT"]).await;
     check(&["--in-flight=499"], &["IN_FLIGHT", "BATCH_SIZE"]).await;
