@@ -54,8 +54,11 @@ async fn sweep_on_and_on(postgres: Postgres, every: Duration) -> Infallible {
 /// # Errors
 /// As for [`Postgres::sweep`].
 pub async fn sweep_all(postgres: &Postgres) -> Result<u64, StoreError> {
+    sweep_after(postgres, Uuid::nil()).await
+}
+
+async fn sweep_after(postgres: &Postgres, mut after: Uuid) -> Result<u64, StoreError> {
     let mut attached = 0;
-    let mut after = Uuid::nil();
     while let Some(last) = next_slice(postgres, after, &mut attached).await? {
         after = last;
     }
@@ -64,12 +67,8 @@ pub async fn sweep_all(postgres: &Postgres) -> Result<u64, StoreError> {
 
 /// All young orphans, and the next slices of the older ones.
 async fn sweep(postgres: &Postgres, turn: &mut Uuid) -> Result<u64, StoreError> {
-    let mut attached = 0;
     let young = floor(OffsetDateTime::now_utc() - YOUNG);
-    let mut after = young;
-    while let Some(last) = next_slice(postgres, after, &mut attached).await? {
-        after = last;
-    }
+    let mut attached = sweep_after(postgres, young).await?;
     for _ in 0..OLD_SLICES {
         match next_slice(postgres, *turn, &mut attached).await? {
             Some(last) if last < young => *turn = last,

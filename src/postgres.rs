@@ -219,8 +219,8 @@ impl Postgres {
                 slice.bind(after).bind(limit as i64).try_map(|row: PgRow| row.try_get(0)).fetch_all(&self.pool).await?;
             let Some(last) = slice.last().copied() else { return Ok(Sweep::default()) };
             let row = sqlx::query(ATTACH_SLICE).bind(after).bind(last).fetch_one(&self.pool).await?;
-            let attached = self.follow_links(row).await?;
-            Ok(Sweep { last: Some(last), attached })
+            let (attached, linked) = self.count_attached(&row)?;
+            Ok(Sweep { last: Some(last), attached: attached + self.attach_linked(linked).await? })
         };
         match attach().await {
             Err(e) if lacks_partition(&e) => {
@@ -255,17 +255,23 @@ impl Postgres {
         timeout(self.patience, work).await.unwrap_or_else(|_| Err(no_answer(self.patience)))
     }
 
-    /// Reads what an attaching statement did, and attaches the orphans of every mail that it linked.
-    async fn follow_links(&self, row: PgRow) -> Result<u64, sqlx::Error> {
-        let mut attached: i64 = row.try_get("attached")?;
-        let mut linked: Vec<String> = row.try_get("linked")?;
+    /// Attaches the orphans of mails that were just linked, and of those that are linked by it.
+    async fn attach_linked(&self, mut linked: Vec<String>) -> Result<u64, sqlx::Error> {
+        let mut attached = 0;
         while !linked.is_empty() {
             let row = sqlx::query(ATTACH_LINKED).bind(&linked).fetch_one(&self.pool).await?;
-            attached += row.try_get::<i64, _>("attached")?;
-            linked = row.try_get("linked")?;
+            let more;
+            (more, linked) = self.count_attached(&row)?;
+            attached += more;
         }
-        self.attached.inc_by(attached as u64);
-        Ok(attached as u64)
+        Ok(attached)
+    }
+
+    /// Reads and counts what an attaching statement did: orphans attached, and the ids of the mails that it linked.
+    fn count_attached(&self, row: &PgRow) -> Result<(u64, Vec<String>), sqlx::Error> {
+        let attached = row.try_get::<i64, _>("attached")? as u64;
+        self.attached.inc_by(attached);
+        Ok((attached, row.try_get("linked")?))
     }
 
     async fn insert_batch(&self, rows: &Columns<'_>, quarantined: &[Quarantined]) -> Result<Vec<Verdict>, sqlx::Error> {
@@ -278,18 +284,11 @@ impl Postgres {
             transaction.commit().await?;
             answer
         };
-        if !linked.is_empty() {
-            // Committed already; if this fails, the sweep finds them.
-            if let Err(e) = self.attach_linked(&linked).await {
-                tracing::warn!("cannot attach the orphans of {} linked mails yet: {e}", linked.len());
-            }
+        // Committed already; if this fails, the sweep finds them.
+        if let Err(e) = self.attach_linked(linked).await {
+            tracing::warn!("cannot attach the orphans of linked mails yet: {e}");
         }
         Ok(verdicts)
-    }
-
-    async fn attach_linked(&self, linked: &[String]) -> Result<u64, sqlx::Error> {
-        let row = sqlx::query(ATTACH_LINKED).bind(linked).fetch_one(&self.pool).await?;
-        self.follow_links(row).await
     }
 
     async fn ensure_months_of(&self, rows: &Columns<'_>) -> Result<(), sqlx::Error> {
