@@ -2,7 +2,7 @@
 //!
 //! Nothing here reads a clock, a socket or an environment variable.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -128,6 +128,15 @@ impl EventKind {
     /// Reads a kind without regard to case, spaces and underscores.
     /// `None` if nothing is left to name it by.
     pub fn parse(wire: &str) -> Option<Self> {
+        // As SES writes the usual ones; what is spelled otherwise takes the longer way.
+        match wire {
+            "Send" => return Some(Self::Send),
+            "Delivery" => return Some(Self::Delivery),
+            "Open" => return Some(Self::Open),
+            "Click" => return Some(Self::Click),
+            "Bounce" => return Some(Self::Bounce),
+            _ => {}
+        }
         let folded: String = folded(wire).collect();
         Some(match folded.as_str() {
             "send" => Self::Send,
@@ -197,12 +206,19 @@ fn snake_case(wire: &str) -> String {
     name.trim_end_matches('_').to_owned()
 }
 
+fn without_controls(text: &str) -> Cow<'_, str> {
+    match text.chars().any(char::is_control) {
+        true => text.chars().filter(|c| !c.is_control()).collect(),
+        false => text.into(),
+    }
+}
+
 impl MessageId {
     /// Normalises an id as any sender may have stored it: trims, cuts `<>` and `@domain`,
     /// removes control characters, keeps the case. `None` if nothing is left, or more than
     /// [`MAX_INDEXED`] bytes.
     pub fn parse(raw: &str) -> Option<Self> {
-        let clean: String = raw.chars().filter(|c| !c.is_control()).collect();
+        let clean = without_controls(raw);
         let id = clean.trim().trim_start_matches('<').trim_end_matches('>');
         let id = id.split('@').next().unwrap_or_default().trim();
         (!id.is_empty() && id.len() <= MAX_INDEXED).then(|| Self(id.to_owned()))
@@ -218,7 +234,7 @@ impl Address {
     /// Normalises an address: `rfc822; Bob <Bob@Example.NET>` is `Bob@example.net`.
     /// What is longer than [`MAX_INDEXED`] bytes is no address: it counts as not saying who.
     pub fn parse(raw: &str) -> Self {
-        let clean: String = raw.chars().filter(|c| !c.is_control()).collect();
+        let clean = without_controls(raw);
         let mut address = clean.trim();
         if let Some((prefix, rest)) = address.split_once(';')
             && prefix.trim().eq_ignore_ascii_case("rfc822")
@@ -231,6 +247,11 @@ impl Address {
             address = address[open + 1..close].trim();
         }
         let address = match address.rsplit_once('@') {
+            Some((local, domain)) if domain.is_ascii() => {
+                let mut address = address.to_owned();
+                address[local.len()..].make_ascii_lowercase();
+                address
+            }
             Some((local, domain)) => format!("{local}@{}", domain.to_lowercase()),
             None => address.to_owned(),
         };

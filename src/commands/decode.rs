@@ -111,7 +111,7 @@ fn event_fields(event: SesEvent, settings: &DecodeSettings) -> Vec<(&'static str
         ("time_source", json!(time_source)),
     ];
     fields.extend(event.log_uuid.map(|uuid| ("log_uuid", json!(uuid.to_string()))));
-    let rows = event.into_events(settings);
+    let rows = event.into_events();
     fields.push(("rows", json!(rows.len())));
     // What differs between rows (status and diagnostic) is shown of the first.
     fields.extend(rows.first().into_iter().flat_map(|row| detail_fields(&row.detail)));

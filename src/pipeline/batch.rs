@@ -60,7 +60,7 @@ pub enum Stage {
 
 impl Batch {
     /// Adds a message and what it was decoded to.
-    pub(super) fn add(&mut self, message: Message, leaves: Vec<Leaf>, settings: &PipelineSettings, now: Instant) {
+    pub(super) fn add(&mut self, message: Message, leaves: Vec<Leaf>, now: Instant) {
         let Message { receipt, origin, body } = message;
         let number = self.messages.len();
         let mut outcome = Outcome::Ignored;
@@ -71,7 +71,7 @@ impl Batch {
                     if outcome == Outcome::Ignored {
                         outcome = Outcome::Stored;
                     }
-                    let events = event.into_events(&settings.decode).into_iter();
+                    let events = event.into_events().into_iter();
                     self.arrivals.extend(events.map(|event| Arrival {
                         event,
                         origin: Arc::clone(&origin),

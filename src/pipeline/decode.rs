@@ -15,6 +15,7 @@
 //!   Text that starts like JSON is never a plain notice, and a kind is never guessed from keys.
 
 mod envelope;
+mod json;
 mod noise;
 mod rows;
 mod ses;

@@ -119,7 +119,7 @@ pub(super) async fn gather<Q: Queue, S: Store>(
         for message in in_hand.collect::<Vec<_>>() {
             let leaves = decode(message.body.as_bytes(), received_at, &worker.settings.decode);
             worker.metrics.decoded(&leaves);
-            batch.add(message, leaves, &worker.settings, Instant::now());
+            batch.add(message, leaves, Instant::now());
         }
     }
     drop(scout);

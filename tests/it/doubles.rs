@@ -361,7 +361,7 @@ fn needs(body: &str) -> Vec<Need> {
                 true => Need::Quarantined(body.as_bytes().to_vec()),
                 false => Need::Row(row_key(&event)),
             };
-            event.into_events(&settings).into_iter().map(need).collect()
+            event.into_events().into_iter().map(need).collect()
         }
     });
     needs.collect()

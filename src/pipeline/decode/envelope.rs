@@ -1,11 +1,12 @@
 //! Unwraps a body until only leaves are left.
 
-use std::mem;
-
-use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
-use super::{DecodeSettings, IgnoreReason, Leaf, Outcome, Reject, RejectReason, Wrapper, noise, ses};
+use super::{
+    DecodeSettings, IgnoreReason, Leaf, Outcome, Reject, RejectReason, Wrapper,
+    json::{Object, Value, parse, parse_stream},
+    noise, ses,
+};
 use crate::event::Source;
 
 /// The most wrappers around one leaf. Six were seen.
@@ -13,8 +14,6 @@ const MAX_WRAPPERS: usize = 8;
 
 /// The most leaves of one body. SQS takes 1 MiB, which holds about 23,000 of the shortest events.
 const MAX_LEAVES: usize = 32_768;
-
-type Object = Map<String, Value>;
 
 pub(super) fn unwrap(body: &[u8], received_at: OffsetDateTime, settings: &DecodeSettings) -> Vec<Leaf> {
     let mut walk = Walk::new(received_at, settings);
@@ -95,22 +94,22 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn value(&mut self, value: Value) {
+    fn value(&mut self, value: Value<'_>) {
         if self.trail.len() > MAX_WRAPPERS {
-            return self.reject(RejectReason::WrappedTooDeep, "", || json(&value));
+            return self.reject(RejectReason::WrappedTooDeep, "", || value.to_text().into_bytes());
         }
         match value {
             Value::Object(map) => self.object(map),
             Value::Array(items) if is_s3_pointer(&items) => {
-                self.reject(RejectReason::PayloadInS3, "", || json(&Value::Array(items)));
+                self.reject(RejectReason::PayloadInS3, "", || Value::Array(items).to_text().into_bytes());
             }
             Value::Array(items) => self.batch(Wrapper::Array, items, Self::value),
             Value::String(text) => self.within(Wrapper::String, "", |walk| walk.text(&text)),
-            scalar => self.reject(RejectReason::NotAnObject, "", || json(&scalar)),
+            scalar => self.reject(RejectReason::NotAnObject, "", || scalar.to_text().into_bytes()),
         }
     }
 
-    fn object(&mut self, mut map: Object) {
+    fn object(&mut self, mut map: Object<'_>) {
         match Shape::of(&map) {
             Shape::Sns => self.sns(map),
             Shape::SnsRecord => match map.remove("Sns") {
@@ -135,7 +134,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn sns(&mut self, mut map: Object) {
+    fn sns(&mut self, mut map: Object<'_>) {
         match map.get("Type").and_then(Value::as_str) {
             Some("SubscriptionConfirmation") => {
                 return self.ignore(IgnoreReason::SubscriptionConfirmation);
@@ -146,11 +145,11 @@ impl<'a> Walk<'a> {
             _ => {}
         }
         if !matches!(map.get("Message"), Some(Value::String(_) | Value::Object(_) | Value::Array(_))) {
-            return self.reject(RejectReason::EmptyEnvelope, ".Message", || json(&Value::Object(map)));
+            return self.reject(RejectReason::EmptyEnvelope, ".Message", || map.to_text().into_bytes());
         }
         let message = map.remove("Message").unwrap_or_default();
         let outer = self.source.sns_message_id.clone();
-        self.source.sns_message_id = short_text(&mut map, "MessageId").or_else(|| outer.clone());
+        self.source.sns_message_id = short_text(&map, "MessageId").or_else(|| outer.clone());
         self.within(Wrapper::Sns, ".Message", |walk| match message {
             Value::String(text) => walk.text(&text),
             relayed => walk.value(relayed),
@@ -158,7 +157,7 @@ impl<'a> Walk<'a> {
         self.source.sns_message_id = outer;
     }
 
-    fn eventbridge(&mut self, mut map: Object) {
+    fn eventbridge(&mut self, mut map: Object<'_>) {
         let unwraps = match map.get("detail") {
             Some(Value::Object(detail)) => Shape::of(detail) != Shape::Leaf,
             Some(Value::String(text)) => starts_like_json(text),
@@ -167,27 +166,26 @@ impl<'a> Walk<'a> {
         if let Some(reason) = noise::eventbridge(&map, unwraps) {
             return self.ignore(reason);
         }
-        if map.get("detail").is_none_or(Value::is_null) {
-            return self.reject(RejectReason::EmptyEnvelope, ".detail", || json(&Value::Object(map)));
+        if matches!(map.get("detail"), None | Some(Value::Null)) {
+            return self.reject(RejectReason::EmptyEnvelope, ".detail", || map.to_text().into_bytes());
         }
         let detail = map.remove("detail").unwrap_or_default();
         let outer = self.source.eventbridge_id.clone();
-        self.source.eventbridge_id = short_text(&mut map, "id").or_else(|| outer.clone());
+        self.source.eventbridge_id = short_text(&map, "id").or_else(|| outer.clone());
         self.within(Wrapper::EventBridge, ".detail", |walk| walk.value(detail));
         self.source.eventbridge_id = outer;
     }
 
-    fn leaf(&mut self, map: Object) {
+    fn leaf(&mut self, map: Object<'_>) {
         if let Some(reason) = noise::object(&map, self.published()) {
             return self.ignore(reason);
         }
         match ses::identify(&map) {
             Ok(identity) => {
-                let (source, tag) = (self.source.clone(), &self.settings.log_id_tag);
-                let event = ses::read(identity, map, source, tag, self.received_at);
+                let event = ses::read(identity, map, self.source.clone(), self.settings, self.received_at);
                 self.add(Outcome::Event(Box::new(event)));
             }
-            Err((reason, at)) => self.reject(reason, at, || json(&Value::Object(map))),
+            Err((reason, at)) => self.reject(reason, at, || map.to_text().into_bytes()),
         }
     }
 
@@ -262,8 +260,8 @@ enum Shape {
 }
 
 impl Shape {
-    fn of(map: &Object) -> Self {
-        let has = |key: &str| map.contains_key(key);
+    fn of(map: &Object<'_>) -> Self {
+        let has = |key: &str| map.has(key);
         // An event stays an event, whatever fields SES adds to it.
         if ses::is_event(map) {
             return Self::Leaf;
@@ -274,11 +272,11 @@ impl Shape {
         {
             return Self::Sns;
         }
-        if map.get("Sns").is_some_and(Value::is_object) {
+        if matches!(map.get("Sns"), Some(Value::Object(_))) {
             return Self::SnsRecord;
         }
         if let Some(key) =
-            ["Records", "records", "Messages"].into_iter().find(|key| map.get(*key).is_some_and(Value::is_array))
+            ["Records", "records", "Messages"].into_iter().find(|key| matches!(map.get(key), Some(Value::Array(_))))
         {
             return Self::Records(key);
         }
@@ -310,42 +308,20 @@ fn without_byte_order_mark(text: &str) -> &str {
     if has_mark { start } else { text }
 }
 
-/// Parses one JSON text. U+0000 is removed from every string and key: PostgreSQL cannot hold it.
-fn parse(text: &str) -> Result<Value, serde_json::Error> {
-    let mut value = serde_json::from_str(text)?;
-    if text.contains("\\u0000") {
-        remove_nul(&mut value);
-    }
-    Ok(value)
-}
-
-/// Recurses no deeper than the parser, which stops at 128 levels.
-fn remove_nul(value: &mut Value) {
-    match value {
-        Value::String(text) => text.retain(|c| c != '\0'),
-        Value::Array(items) => items.iter_mut().for_each(remove_nul),
-        Value::Object(map) => {
-            if map.keys().any(|key| key.contains('\0')) {
-                let renamed = mem::take(map).into_iter().map(|(key, value)| (key.replace('\0', ""), value));
-                *map = renamed.collect();
-            }
-            map.values_mut().for_each(remove_nul);
-        }
-        _ => {}
-    }
-}
-
 /// Several JSON texts one after the other, usually one per line: the good ones as values, the bad
 /// ones as text. `None` if this does not look like several.
-fn several(text: &str) -> Option<Vec<Result<Value, &str>>> {
+fn several(text: &str) -> Option<Vec<Result<Value<'_>, &str>>> {
     let mut pieces = Vec::new();
-    let rest = read_stream(text, &mut pieces);
+    let read = |text, pieces: &mut Vec<_>| {
+        parse_stream(text, (MAX_LEAVES + 1).saturating_sub(pieces.len()), |value| pieces.push(Ok(value)))
+    };
+    let rest = read(text, &mut pieces);
     if !rest.trim().is_empty() {
-        let read = pieces.len();
+        let good = pieces.len();
         let mut found = false;
         for line in rest.lines().map(without_byte_order_mark) {
             let before = pieces.len();
-            let bad = read_stream(line, &mut pieces);
+            let bad = read(line, &mut pieces);
             // A line of a single pretty-printed text is indented.
             found |= line.starts_with('{') && pieces.len() > before;
             if !bad.trim().is_empty() {
@@ -353,34 +329,16 @@ fn several(text: &str) -> Option<Vec<Result<Value, &str>>> {
             }
         }
         if !found {
-            pieces.truncate(read);
+            pieces.truncate(good);
             pieces.push(Err(rest));
         }
     }
-    let is_content = |piece: &Result<Value, &str>| match piece {
+    let is_content = |piece: &Result<Value<'_>, &str>| match piece {
         Ok(Value::String(text)) => starts_like_json(text),
-        Ok(value) => value.is_object() || value.is_array(),
+        Ok(value) => matches!(value, Value::Object(_) | Value::Array(_)),
         Err(_) => false,
     };
     (pieces.len() > 1 && pieces.iter().any(is_content)).then_some(pieces)
-}
-
-/// Reads values until one is bad; returns what was not read.
-fn read_stream<'a>(text: &'a str, pieces: &mut Vec<Result<Value, &'a str>>) -> &'a str {
-    let mut stream = serde_json::Deserializer::from_str(text).into_iter();
-    let mut read = 0;
-    while let Some(Ok(mut value)) = stream.next() {
-        let piece = &text[read..stream.byte_offset()];
-        if piece.contains("\\u0000") {
-            remove_nul(&mut value);
-        }
-        read = stream.byte_offset();
-        pieces.push(Ok(value));
-        if pieces.len() > MAX_LEAVES {
-            break;
-        }
-    }
-    &text[read..]
 }
 
 /// Whether somebody meant this to be JSON: `{…`, `[{…`, `"{…`, but not `[TEST] hello`.
@@ -441,16 +399,13 @@ fn base64(text: &str) -> Option<Vec<u8>> {
 
 /// What extended client libraries put in the place of a body that lies in S3. A pointer must not
 /// be taken for a batch.
-fn is_s3_pointer(items: &[Value]) -> bool {
+fn is_s3_pointer(items: &[Value<'_>]) -> bool {
     matches!(items, [Value::String(class), Value::Object(_)] if class.ends_with("S3Pointer"))
 }
 
 /// An id of an envelope, if it is of a size that an id can have.
-fn short_text(map: &mut Object, key: &str) -> Option<String> {
-    match map.remove(key) {
-        Some(Value::String(text)) if !text.is_empty() && text.len() <= 128 => Some(text),
-        _ => None,
-    }
+fn short_text(map: &Object<'_>, key: &str) -> Option<String> {
+    map.get(key)?.as_str().filter(|text| !text.is_empty() && text.len() <= 128).map(str::to_owned)
 }
 
 fn json_reason(text: &str, error: &serde_json::Error) -> RejectReason {
@@ -469,8 +424,4 @@ fn json_reason(text: &str, error: &serde_json::Error) -> RejectReason {
     } else {
         RejectReason::NotJson
     }
-}
-
-fn json(value: &Value) -> Vec<u8> {
-    value.to_string().into_bytes()
 }

@@ -2,9 +2,8 @@
 //!
 //! Everything here is recognised by a mark of its own. What is not recognised is rejected.
 
-use serde_json::{Map, Value};
-
 use super::IgnoreReason;
+use super::json::{Object, Value};
 use super::ses::{is_event, kinds, looks_like_ses};
 use crate::event::EventKind;
 
@@ -15,7 +14,7 @@ pub(super) fn is_validation(text: &str) -> bool {
 
 /// Another service's message, or one of SES that is not about a sent mail.
 /// `published`: it was published to an SNS topic, so that it may be anybody's.
-pub(super) fn object(map: &Map<String, Value>, published: bool) -> Option<IgnoreReason> {
+pub(super) fn object(map: &Object<'_>, published: bool) -> Option<IgnoreReason> {
     let mail = map.get("mail");
     if mail.and_then(|mail| mail.get("messageId")).and_then(Value::as_str) == Some("AMAZON_SES_SETUP_NOTIFICATION") {
         return Some(IgnoreReason::SetupNotification);
@@ -42,7 +41,7 @@ pub(super) fn object(map: &Map<String, Value>, published: bool) -> Option<Ignore
 }
 
 /// An EventBridge event that is not about a sent mail. `unwraps`: its detail is a further wrapper.
-pub(super) fn eventbridge(map: &Map<String, Value>, unwraps: bool) -> Option<IgnoreReason> {
+pub(super) fn eventbridge(map: &Object<'_>, unwraps: bool) -> Option<IgnoreReason> {
     let text = |key| map.get(key).and_then(Value::as_str).unwrap_or_default();
     let detail = map.get("detail").and_then(Value::as_object);
     let detail_type = text("detail-type");
@@ -61,19 +60,17 @@ pub(super) fn eventbridge(map: &Map<String, Value>, unwraps: bool) -> Option<Ign
 }
 
 /// `AwsApiCall`, `AwsServiceEvent`, … under the very key that holds the kind of an SES event.
-fn is_cloudtrail(name: &str, map: &Map<String, Value>) -> bool {
-    name.starts_with("aws_") && ["eventSource", "eventName", "eventVersion"].iter().any(|key| map.contains_key(*key))
+fn is_cloudtrail(name: &str, map: &Object<'_>) -> bool {
+    name.starts_with("aws_") && ["eventSource", "eventName", "eventVersion"].iter().any(|key| map.has(key))
 }
 
 /// `TEXT_DELIVERED`, `VOICE_COMPLETED`, … under the very key that holds the kind of an SES event.
-fn is_text_message(name: &str, map: &Map<String, Value>) -> bool {
+fn is_text_message(name: &str, map: &Object<'_>) -> bool {
     ["text_", "voice_", "media_"].iter().any(|prefix| name.starts_with(prefix))
-        || ["originationPhoneNumber", "destinationPhoneNumber", "isoCountryCode"]
-            .iter()
-            .any(|key| map.contains_key(*key))
+        || ["originationPhoneNumber", "destinationPhoneNumber", "isoCountryCode"].iter().any(|key| map.has(key))
 }
 
-fn other_service(map: &Map<String, Value>) -> Option<IgnoreReason> {
+fn other_service(map: &Object<'_>) -> Option<IgnoreReason> {
     let text = |key| map.get(key).and_then(Value::as_str);
     if text("Event") == Some("s3:TestEvent") {
         return Some(IgnoreReason::S3Test);
@@ -87,5 +84,5 @@ fn other_service(map: &Map<String, Value>) -> Option<IgnoreReason> {
         Some(source) if source.starts_with("aws:") => return Some(IgnoreReason::Foreign),
         _ => {}
     }
-    map.contains_key("AlarmName").then_some(IgnoreReason::Foreign)
+    map.has("AlarmName").then_some(IgnoreReason::Foreign)
 }

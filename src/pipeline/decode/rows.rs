@@ -3,17 +3,14 @@
 use std::collections::HashMap;
 use std::mem;
 
-use serde_json::{Map, Value};
-
-use super::ses::{Recipient, SesEvent, address_of, as_list, list_key};
-use super::{DecodeSettings, PayloadPolicy};
+use super::PayloadPolicy;
+use super::json::{Object, Value};
+use super::ses::{Recipient, SesEvent, address_of, as_list, list_key, own_object};
 use crate::event::{Address, Detail, Event, EventKind};
 
 /// The most that the payloads, or the shared details, of one event's rows may weigh together, in
 /// bytes. An event names at most 50 recipients; one that names thousands must not make gigabytes.
 const MAX_FAN_OUT: usize = 4 << 20;
-
-type Object = Map<String, Value>;
 
 impl SesEvent {
     /// The rows of this event, never none.
@@ -22,11 +19,15 @@ impl SesEvent {
     /// list. Where it names nobody, and for all other kinds, there is one row: of the mail's
     /// recipient if it went to exactly one, else of the message (empty recipient). Opens and
     /// clicks never say who.
-    pub fn into_events(mut self, settings: &DecodeSettings) -> Vec<Event> {
-        let rows = self.rows();
+    pub fn into_events(mut self) -> Vec<Event> {
+        let payloads = mem::take(&mut self.payloads);
+        let rows = if self.has_own_rows() {
+            mem::take(&mut self.recipients)
+        } else {
+            vec![Recipient { address: self.whole_mail(), smtp_status: None, diagnostic: None }]
+        };
         let candidates = self.kind == EventKind::Complaint && rows.len() > 1;
         let detail = shared_detail(&mut self.detail, rows.len());
-        let payloads = payloads(&mut self, &rows, settings.payload);
         let row = |(recipient, payload): (Recipient, Option<String>)| Event {
             message_id: self.message_id.clone(),
             log_uuid: self.log_uuid,
@@ -46,15 +47,17 @@ impl SesEvent {
         rows.into_iter().zip(payloads).map(row).collect()
     }
 
-    fn rows(&mut self) -> Vec<Recipient> {
-        if self.named_by_kind && !self.recipients.is_empty() {
-            return mem::take(&mut self.recipients);
-        }
-        let address = match self.destination.as_slice() {
+    /// It has a row for each of its recipients, not one for the whole mail.
+    fn has_own_rows(&self) -> bool {
+        self.named_by_kind && !self.recipients.is_empty()
+    }
+
+    /// Whom the one row of the whole mail is of: its only recipient, or nobody.
+    fn whole_mail(&self) -> Address {
+        match self.destination.as_slice() {
             [only] => only.clone(),
             _ => Address::default(),
-        };
-        vec![Recipient { address, smtp_status: None, diagnostic: None }]
+        }
     }
 }
 
@@ -73,9 +76,13 @@ fn shared_detail(detail: &mut Detail, rows: usize) -> Detail {
 }
 
 /// One payload for each row, or for the first alone if all together would weigh too much.
-fn payloads(event: &mut SesEvent, rows: &[Recipient], policy: PayloadPolicy) -> Vec<Option<String>> {
+pub(super) fn payloads(event: &SesEvent, mut body: Object<'_>, policy: PayloadPolicy) -> Vec<Option<String>> {
+    let whole_mail = [event.whole_mail()];
+    let rows: Vec<&Address> = match event.has_own_rows() {
+        true => event.recipients.iter().map(|recipient| &recipient.address).collect(),
+        false => whole_mail.iter().collect(),
+    };
     let mut payloads = vec![None; rows.len()];
-    let mut body = mem::take(&mut event.body);
     match policy {
         PayloadPolicy::None => return payloads,
         PayloadPolicy::Full => {}
@@ -87,44 +94,43 @@ fn payloads(event: &mut SesEvent, rows: &[Recipient], policy: PayloadPolicy) -> 
         }
     }
     let names_others = rows.len() > 1 || event.destination.len() > 1;
-    if !names_others || rows[0].address.is_empty() {
-        payloads[0] = serde_json::to_string(&body).ok();
+    if !names_others || rows[0].is_empty() {
+        payloads[0] = Some(body.to_text());
         return payloads;
     }
     let mut lists = take_lists(event, &mut body);
-    let weight = serde_json::to_string(&body).map_or(usize::MAX, |text| text.len());
-    let carried = if weight.saturating_mul(rows.len()) > MAX_FAN_OUT { 1 } else { rows.len() };
-    for (payload, row) in payloads.iter_mut().zip(rows).take(carried) {
+    let carried = if body.to_text().len().saturating_mul(rows.len()) > MAX_FAN_OUT { 1 } else { rows.len() };
+    for (payload, address) in payloads.iter_mut().zip(rows).take(carried) {
         for list in &mut lists {
-            list.keep_only(&row.address, &mut body);
+            list.keep_only(address, &mut body);
         }
-        *payload = serde_json::to_string(&body).ok();
+        *payload = Some(body.to_text());
     }
     payloads
 }
 
 /// A list of addresses in a payload, taken out of it.
 struct AddressList<'a> {
-    path: Vec<&'a str>,
-    entries: HashMap<Address, Vec<Value>>,
+    path: Vec<String>,
+    entries: HashMap<Address, Vec<Value<'a>>>,
 }
 
 /// Takes out of the payload all that names recipients, so that each row gets back only its own.
-fn take_lists<'a>(event: &'a SesEvent, body: &mut Object) -> Vec<AddressList<'a>> {
-    let own = event.object_key.as_deref().zip(list_key(&event.kind));
-    let own = own.map(|(object, list)| vec![object, list]);
-    let common = ["to", "cc", "bcc"].map(|header| vec!["mail", "commonHeaders", header]);
+fn take_lists<'a>(event: &SesEvent, body: &mut Object<'a>) -> Vec<AddressList<'a>> {
+    let own = own_object(&event.kind, body).map(|(key, _)| key.to_owned()).zip(list_key(&event.kind));
+    let own = own.map(|(object, list)| vec![object, list.to_owned()]);
+    let common = ["to", "cc", "bcc"].map(|header| ["mail", "commonHeaders", header].map(str::to_owned).to_vec());
     if let Some(Value::Array(headers)) = slot(body, &["mail", "headers"]) {
         headers.retain(|header| !names_recipients(header));
     }
-    let paths = own.into_iter().chain([DESTINATION.to_vec()]).chain(common);
+    let paths = own.into_iter().chain([DESTINATION.map(str::to_owned).to_vec()]).chain(common);
     paths.filter_map(|path| AddressList::take(path, body)).collect()
 }
 
-const DESTINATION: &[&str] = &["mail", "destination"];
+const DESTINATION: [&str; 2] = ["mail", "destination"];
 
 impl<'a> AddressList<'a> {
-    fn take(path: Vec<&'a str>, body: &mut Object) -> Option<Self> {
+    fn take(path: Vec<String>, body: &mut Object<'a>) -> Option<Self> {
         let list = mem::take(slot(body, &path)?);
         let mut entries = HashMap::<_, Vec<_>>::new();
         for entry in as_list(&list).unwrap_or_default() {
@@ -135,11 +141,11 @@ impl<'a> AddressList<'a> {
         Some(Self { path, entries })
     }
 
-    fn keep_only(&mut self, address: &Address, body: &mut Object) {
+    fn keep_only(&mut self, address: &Address, body: &mut Object<'a>) {
         let mut own = self.entries.remove(address).unwrap_or_default();
         if own.is_empty() && self.path == DESTINATION {
             // The recipient's server spelled the address in its own way.
-            own.push(address.as_str().into());
+            own.push(Value::String(address.as_str().to_owned().into()));
         }
         if let Some(slot) = slot(body, &self.path) {
             *slot = Value::Array(own);
@@ -147,12 +153,12 @@ impl<'a> AddressList<'a> {
     }
 }
 
-fn slot<'a>(body: &'a mut Object, path: &[&str]) -> Option<&'a mut Value> {
+fn slot<'v, 'a>(body: &'v mut Object<'a>, path: &[impl AsRef<str>]) -> Option<&'v mut Value<'a>> {
     let (first, rest) = path.split_first()?;
-    rest.iter().try_fold(body.get_mut(*first)?, |value, key| value.get_mut(*key))
+    rest.iter().try_fold(body.get_mut(first.as_ref())?, |value, key| value.as_object_mut()?.get_mut(key.as_ref()))
 }
 
-fn names_recipients(header: &Value) -> bool {
+fn names_recipients(header: &Value<'_>) -> bool {
     let name = header.get("name").and_then(Value::as_str).unwrap_or_default();
     ["to", "cc", "bcc"].iter().any(|recipients| name.eq_ignore_ascii_case(recipients))
 }

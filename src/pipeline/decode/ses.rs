@@ -6,14 +6,12 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use serde_json::{Map, Value};
 use time::{OffsetDateTime, UtcOffset};
 use uuid::Uuid;
 
-use super::{RejectReason, timestamp};
+use super::json::{Object, Value};
+use super::{DecodeSettings, RejectReason, rows, timestamp};
 use crate::event::{Address, Detail, EventKind, MessageId, Source, TimeSource, folded};
-
-type Object = Map<String, Value>;
 
 /// One SES event: something that happened to one mail, before it is spread over its recipients.
 #[derive(Clone)]
@@ -39,10 +37,8 @@ pub struct SesEvent {
     pub(super) destination: Vec<Address>,
     /// What is true for every recipient.
     pub(super) detail: Detail,
-    /// The whole event, as it came.
-    pub(super) body: Object,
-    /// The key of the kind's own object in the body.
-    pub(super) object_key: Option<String>,
+    /// What is kept of the event for each of its rows, as JSON text.
+    pub(super) payloads: Vec<Option<String>>,
 }
 
 /// A recipient and what its server said.
@@ -63,7 +59,7 @@ pub(super) struct Identity {
 }
 
 /// The kind and the mail of an event, or why there is none and at which path.
-pub(super) fn identify(map: &Object) -> Result<Identity, (RejectReason, &'static str)> {
+pub(super) fn identify(map: &Object<'_>) -> Result<Identity, (RejectReason, &'static str)> {
     let kind = kinds(map).next().ok_or((RejectReason::NoType, ""))?;
     let mail = map.get("mail").and_then(Value::as_object).ok_or((RejectReason::NoMail, ".mail"))?;
     let message_id = mail.get("messageId").and_then(Value::as_str).and_then(MessageId::parse);
@@ -74,23 +70,20 @@ pub(super) fn identify(map: &Object) -> Result<Identity, (RejectReason, &'static
 /// Reads everything else. Cannot fail: what is missing or unusable is left out.
 pub(super) fn read(
     Identity { kind, message_id }: Identity,
-    body: Object,
+    body: Object<'_>,
     source: Source,
-    log_id_tag: &str,
+    settings: &DecodeSettings,
     received_at: OffsetDateTime,
 ) -> SesEvent {
-    let empty = Object::new();
+    let empty = Object::default();
     let mail = body.get("mail").and_then(Value::as_object).unwrap_or(&empty);
-    let (object_key, object) = match own_object(&kind, &body) {
-        Some((key, object)) => (Some(key.clone()), object),
-        None => (None, &empty),
-    };
+    let object = own_object(&kind, &body).map_or(&empty, |(_, object)| object);
     let (occurred_at, time_source) = time(&kind, object, mail, received_at);
     let destination = recipients(mail.get("destination")).unwrap_or_default();
     let own = list_key(&kind).and_then(|key| recipients(object.get(key)));
-    SesEvent {
+    let mut event = SesEvent {
         message_id,
-        log_uuid: log_uuid(mail, log_id_tag),
+        log_uuid: log_uuid(mail, &settings.log_id_tag),
         occurred_at,
         time_source,
         named_by_kind: own.is_some(),
@@ -99,14 +92,15 @@ pub(super) fn read(
         detail: detail(&kind, object),
         kind,
         source,
-        object_key,
-        body,
-    }
+        payloads: Vec::new(),
+    };
+    event.payloads = rows::payloads(&event, body, settings.payload);
+    event
 }
 
 /// The kinds that an event gives. `eventType` (event publishing) comes before `notificationType`
 /// (identity feedback).
-pub(super) fn kinds(map: &Object) -> impl Iterator<Item = EventKind> {
+pub(super) fn kinds(map: &Object<'_>) -> impl Iterator<Item = EventKind> {
     ["eventType", "notificationType"]
         .into_iter()
         .filter_map(|key| map.get(key).and_then(Value::as_str))
@@ -114,16 +108,16 @@ pub(super) fn kinds(map: &Object) -> impl Iterator<Item = EventKind> {
 }
 
 /// Has what makes an event of SES, whether usable or not.
-pub(super) fn is_event(map: &Object) -> bool {
-    map.contains_key("mail") && kinds(map).next().is_some()
+pub(super) fn is_event(map: &Object<'_>) -> bool {
+    map.has("mail") && kinds(map).next().is_some()
 }
 
 /// Has anything of SES: a mail, one of its kinds, or an object named after one.
-pub(super) fn looks_like_ses(map: &Object) -> bool {
+pub(super) fn looks_like_ses(map: &Object<'_>) -> bool {
     let is_known = |kind: EventKind| !matches!(kind, EventKind::Other(_));
-    map.contains_key("mail")
+    map.has("mail")
         || kinds(map).any(is_known)
-        || map.iter().any(|(key, value)| value.is_object() && EventKind::parse(key).is_some_and(is_known))
+        || map.iter().any(|(key, value)| value.as_object().is_some() && EventKind::parse(key).is_some_and(is_known))
 }
 
 /// The key under which a kind lists its recipients.
@@ -138,7 +132,7 @@ pub(super) fn list_key(kind: &EventKind) -> Option<&'static str> {
 }
 
 /// A list as SES means it: a single thing in its place is a list of one, `null` is no list.
-pub(super) fn as_list(value: &Value) -> Option<&[Value]> {
+pub(super) fn as_list<'v, 'a>(value: &'v Value<'a>) -> Option<&'v [Value<'a>]> {
     match value {
         Value::Array(items) => Some(items),
         Value::String(_) | Value::Object(_) => Some(std::slice::from_ref(value)),
@@ -146,16 +140,22 @@ pub(super) fn as_list(value: &Value) -> Option<&[Value]> {
     }
 }
 
-/// The object named after the kind; `failure` for a rendering failure.
-fn own_object<'a>(kind: &EventKind, body: &'a Object) -> Option<(&'a String, &'a Object)> {
+/// The object named after the kind, and its key; `failure` for a rendering failure. Of several the first by name.
+pub(super) fn own_object<'v, 'a>(kind: &EventKind, body: &'v Object<'a>) -> Option<(&'v str, &'v Object<'a>)> {
     let is_own = |key: &str| {
         folded(key).eq(folded(kind.as_str()))
             || *kind == EventKind::RenderingFailure && folded(key).eq("failure".chars())
     };
-    body.iter().filter_map(|(key, value)| Some((key, value.as_object()?))).find(|(key, _)| is_own(key))
+    let own = body.iter().filter(|(key, _)| is_own(key)).filter_map(|(key, value)| Some((key, value.as_object()?)));
+    own.min_by_key(|(key, _)| *key)
 }
 
-fn time(kind: &EventKind, object: &Object, mail: &Object, received_at: OffsetDateTime) -> (OffsetDateTime, TimeSource) {
+fn time(
+    kind: &EventKind,
+    object: &Object<'_>,
+    mail: &Object<'_>,
+    received_at: OffsetDateTime,
+) -> (OffsetDateTime, TimeSource) {
     if let Some(time) = object.get("timestamp").and_then(timestamp::read) {
         return (time, TimeSource::Event);
     }
@@ -167,17 +167,18 @@ fn time(kind: &EventKind, object: &Object, mail: &Object, received_at: OffsetDat
 }
 
 /// The first tag value that is a UUID. The nil UUID is what a program writes that has none.
-fn log_uuid(mail: &Object, tag: &str) -> Option<Uuid> {
+fn log_uuid(mail: &Object<'_>, tag: &str) -> Option<Uuid> {
     let values = as_list(mail.get("tags")?.get(tag)?)?;
     values.iter().filter_map(|value| Uuid::try_parse(value.as_str()?.trim()).ok()).find(|uuid| !uuid.is_nil())
 }
 
 /// The recipients of a list, without repeats. `None` is no list.
-fn recipients(list: Option<&Value>) -> Option<Vec<Recipient>> {
+fn recipients(list: Option<&Value<'_>>) -> Option<Vec<Recipient>> {
     let list = as_list(list?)?;
-    let mut seen = HashSet::with_capacity(list.len());
+    let mut seen = HashSet::new();
     let named = list.iter().filter_map(|entry| {
-        let address = address_of(entry).filter(|address| seen.insert(address.clone()))?;
+        let is_new = |address: &Address| list.len() == 1 || seen.insert(address.clone());
+        let address = address_of(entry).filter(is_new)?;
         let diagnostic = text(entry.get("diagnosticCode"));
         let smtp_status = status(text(entry.get("status")), diagnostic.as_deref());
         Some(Recipient { address, smtp_status, diagnostic })
@@ -186,12 +187,12 @@ fn recipients(list: Option<&Value>) -> Option<Vec<Recipient>> {
 }
 
 /// Whom an entry of a list names: it is an address, or an object with an `emailAddress`.
-pub(super) fn address_of(entry: &Value) -> Option<Address> {
+pub(super) fn address_of(entry: &Value<'_>) -> Option<Address> {
     let raw = entry.as_str().or_else(|| entry.get("emailAddress")?.as_str())?;
     Some(Address::parse(raw)).filter(|address| !address.is_empty())
 }
 
-fn detail(kind: &EventKind, object: &Object) -> Detail {
+fn detail(kind: &EventKind, object: &Object<'_>) -> Detail {
     let field = |key: &str| text(object.get(key));
     let diagnostic = match kind {
         EventKind::Delivery => field("smtpResponse"),
@@ -226,7 +227,7 @@ fn detail(kind: &EventKind, object: &Object) -> Detail {
 }
 
 /// A text that says something; a number in its place is taken as it is written.
-fn text(value: Option<&Value>) -> Option<String> {
+fn text(value: Option<&Value<'_>>) -> Option<String> {
     match value? {
         Value::String(text) if !text.trim().is_empty() => Some(text.trim().to_owned()),
         Value::Number(number) => Some(number.to_string()),

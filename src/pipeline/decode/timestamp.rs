@@ -4,12 +4,13 @@
 //! relays and emulators add offsets, microseconds, spaces for the `T` and numbers. What cannot be
 //! read is `None`, never an error: no event is lost because of its time.
 
-use serde_json::Value;
 use time::format_description::well_known::Rfc2822;
 use time::{Date, Duration, Month, OffsetDateTime, UtcDateTime};
 
+use super::json::Value;
+
 /// The time in UTC, cut to the microsecond; `None` if unreadable or outside of the years 1 to 9999.
-pub(super) fn read(value: &Value) -> Option<OffsetDateTime> {
+pub(super) fn read(value: &Value<'_>) -> Option<OffsetDateTime> {
     let time = match value {
         Value::String(text) => text.parse().ok().and_then(epoch).or_else(|| spelled_out(text.trim())),
         Value::Number(number) => epoch(number.as_f64()?),
