@@ -1,4 +1,6 @@
-//! The [`Queue`] over Amazon SQS. The only file that names the SDK.
+//! The [`Queue`] over Amazon SQS. The only file that names the SDK's client.
+
+mod direct;
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,6 +18,7 @@ use aws_sdk_sqs::{
 use futures_util::{StreamExt as _, stream};
 use tokio::time::timeout;
 
+use self::direct::{Direct, Endpoint};
 use crate::pipeline::{
     Queue, QueueError,
     ack::Deleted,
@@ -55,6 +58,8 @@ pub struct Sqs {
     receiver: Client,
     /// For everything else: short attempts, repeated by the SDK.
     client: Client,
+    /// For receives and deletes, as long as nothing goes wrong.
+    direct: Direct,
     url: String,
     name: Arc<str>,
     visibility_timeout: Duration,
@@ -93,9 +98,11 @@ impl Sqs {
             loader = loader.credentials_provider(Credentials::new("test", "test", None, None, "loopback"));
         }
         let shared = loader.load().await;
-        let client = Client::new(&shared);
+        let endpoint = Endpoint::default();
+        let quick = aws_sdk_sqs::config::Builder::from(&shared).interceptor(endpoint.clone()).build();
         let longest = settings.receive_wait + RECEIVE_MARGIN;
         let patient = aws_sdk_sqs::config::Builder::from(&shared)
+            .interceptor(endpoint.clone())
             .retry_config(RetryConfig::disabled())
             .timeout_config(
                 TimeoutConfig::builder()
@@ -108,7 +115,8 @@ impl Sqs {
         let name = url.rsplit('/').next().unwrap_or(url).into();
         Ok(Self {
             receiver: Client::from_conf(patient),
-            client,
+            client: Client::from_conf(quick),
+            direct: Direct::new(&shared, endpoint),
             url: url.clone(),
             name,
             visibility_timeout: settings.visibility_timeout,
@@ -182,6 +190,20 @@ impl Sqs {
     }
 
     async fn delete_ten(&self, committed: Committed) -> Deleted {
+        let entries = committed.receipts().iter().enumerate();
+        let entries = entries.map(|(n, receipt)| direct::Entry { id: n.to_string(), receipt_handle: receipt.handle() });
+        let request = direct::DeleteMessageBatch { queue_url: &self.url, entries: entries.collect() };
+        match timeout(ATTEMPT, self.direct.ask::<direct::Deleted>("AmazonSQS.DeleteMessageBatch", &request)).await {
+            Ok(Some(answer)) => {
+                let failed = answer.failed.iter().map(|f| (f.id.as_str(), f.sender_fault));
+                Deleted { left: committed.keep(&still_to_delete(failed)), error: None }
+            }
+            Ok(None) => self.delete_ten_by_sdk(committed).await,
+            Err(_) => Deleted { left: committed, error: Some(no_answer()) },
+        }
+    }
+
+    async fn delete_ten_by_sdk(&self, committed: Committed) -> Deleted {
         let entries = committed.receipts().iter().enumerate().map(|(n, receipt)| {
             DeleteMessageBatchRequestEntry::builder().id(n.to_string()).receipt_handle(receipt.handle()).build()
         });
@@ -191,13 +213,51 @@ impl Sqs {
         };
         match self.client.delete_message_batch().queue_url(&self.url).set_entries(Some(entries)).send().await {
             Ok(answer) => {
-                // An invalid or superseded handle will not become valid: the message is gone or somebody else's by now.
-                let failed: Vec<usize> =
-                    answer.failed().iter().filter(|f| !f.sender_fault()).filter_map(|f| f.id().parse().ok()).collect();
-                Deleted { left: committed.keep(&failed), error: None }
+                let failed = answer.failed().iter().map(|f| (f.id(), f.sender_fault()));
+                Deleted { left: committed.keep(&still_to_delete(failed)), error: None }
             }
             Err(e) => Deleted { left: committed, error: Some(self.sort_error("sqs:DeleteMessage", &e)) },
         }
+    }
+
+    async fn receive_directly(&self, max: usize, wait: Duration) -> Option<Vec<Delivery>> {
+        let request = direct::ReceiveMessage {
+            queue_url: &self.url,
+            max_number_of_messages: max,
+            wait_time_seconds: wait.as_secs(),
+            visibility_timeout: self.visibility_timeout.as_secs(),
+            message_system_attribute_names: ["ApproximateReceiveCount"],
+        };
+        let answer: direct::Received = self.direct.ask("AmazonSQS.ReceiveMessage", &request).await?;
+        let delivery = |message: direct::Message| Delivery {
+            receive_count: message.attributes.approximate_receive_count.and_then(|c| c.parse().ok()).unwrap_or(1),
+            id: message.message_id,
+            handle: message.receipt_handle,
+            body: message.body,
+        };
+        Some(answer.messages.unwrap_or_default().into_iter().map(delivery).collect())
+    }
+
+    async fn receive_by_sdk(&self, max: usize, wait: Duration) -> Result<Vec<Delivery>, QueueError> {
+        let request = self
+            .receiver
+            .receive_message()
+            .queue_url(&self.url)
+            .max_number_of_messages(max as i32)
+            .wait_time_seconds(wait.as_secs() as i32)
+            .visibility_timeout(self.visibility_timeout.as_secs() as i32)
+            .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount);
+        let answer = request.send().await.map_err(|e| self.sort_error("sqs:ReceiveMessage", &e))?;
+        let deliveries = answer.messages.unwrap_or_default().into_iter().filter_map(|message| {
+            let count = message.attributes().and_then(|a| a.get(&MessageSystemAttributeName::ApproximateReceiveCount));
+            Some(Delivery {
+                receive_count: count.and_then(|c| c.parse().ok()).unwrap_or(1),
+                id: message.message_id?,
+                handle: message.receipt_handle?,
+                body: message.body.unwrap_or_default(),
+            })
+        });
+        Ok(deliveries.collect())
     }
 
     /// Two decisions: come back later, or tell somebody to mend it.
@@ -262,29 +322,14 @@ impl Queue for Sqs {
     }
 
     async fn receive(&self, max: usize, wait: Duration) -> Result<Vec<Delivery>, QueueError> {
-        let request = self
-            .receiver
-            .receive_message()
-            .queue_url(&self.url)
-            .max_number_of_messages(max as i32)
-            .wait_time_seconds(wait.as_secs() as i32)
-            .visibility_timeout(self.visibility_timeout.as_secs() as i32)
-            .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount);
-        // Boxed: the SDK's futures are several kilobytes each.
-        let Ok(answer) = timeout(wait + RECEIVE_MARGIN, Box::pin(request.send())).await else {
-            return Err(QueueError::Transient("no answer in time".to_owned()));
+        let receive = async {
+            match self.receive_directly(max, wait).await {
+                Some(deliveries) => Ok(deliveries),
+                // Boxed: the SDK's futures are several kilobytes each.
+                None => Box::pin(self.receive_by_sdk(max, wait)).await,
+            }
         };
-        let answer = answer.map_err(|e| self.sort_error("sqs:ReceiveMessage", &e))?;
-        let deliveries = answer.messages.unwrap_or_default().into_iter().filter_map(|message| {
-            let count = message.attributes().and_then(|a| a.get(&MessageSystemAttributeName::ApproximateReceiveCount));
-            Some(Delivery {
-                receive_count: count.and_then(|c| c.parse().ok()).unwrap_or(1),
-                id: message.message_id?,
-                handle: message.receipt_handle?,
-                body: message.body.unwrap_or_default(),
-            })
-        });
-        Ok(deliveries.collect())
+        timeout(wait + RECEIVE_MARGIN, receive).await.unwrap_or_else(|_| Err(no_answer()))
     }
 
     async fn delete(&self, committed: Committed) -> Deleted {
@@ -319,6 +364,16 @@ impl Queue for Sqs {
         let answers: Vec<_> = stream::iter(requests).buffer_unordered(REQUESTS_AT_ONCE).collect().await;
         answers.into_iter().collect()
     }
+}
+
+fn no_answer() -> QueueError {
+    QueueError::Transient("no answer in time".to_owned())
+}
+
+/// Of the entries that failed, those to try again: an invalid or superseded handle will not become valid, its message is
+/// gone or somebody else's by now.
+fn still_to_delete<'a>(failed: impl Iterator<Item = (&'a str, bool)>) -> Vec<usize> {
+    failed.filter(|(_, sender_fault)| !sender_fault).filter_map(|(id, _)| id.parse().ok()).collect()
 }
 
 /// What LocalStack calls this machine unless it is told otherwise: a public name of 127.0.0.1.
