@@ -1,5 +1,5 @@
 -- Events of a batch, one array per column; the position in the arrays is the event's number.
-WITH u AS MATERIALIZED (
+WITH u AS (
   SELECT * FROM unnest(
     $1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::timestamptz[], $6::text[], $7::text[], $8::boolean[],
     $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[],

@@ -109,5 +109,10 @@ merged AS (
       OR f.clicked_at < coalesce(l.clicked_at, 'infinity')
       OR f.bounce_class > l.bounce_class
       OR (f.link IS NOT NULL AND l.aws_message_id IS NULL))
-  RETURNING l.uuid, CASE WHEN f.link = l.aws_message_id THEN f.link END AS linked
+  -- Only where orphans wait. What another worker parks at this moment is for the sweep.
+  RETURNING l.uuid, CASE WHEN f.link = l.aws_message_id AND (
+    f.link IN (SELECT aws_message_id FROM m WHERE email_log_uuid IS NULL)
+    OR EXISTS (SELECT FROM orphaned_events AS o WHERE o.aws_message_id = f.link AND o.event_type NOT IN ('open', 'click'))
+    OR EXISTS (SELECT FROM orphaned_events AS o WHERE o.aws_message_id = f.link AND o.event_type IN ('open', 'click'))
+  ) THEN f.link END AS linked
 )
