@@ -12,6 +12,7 @@ mod cast;
 mod dice;
 mod junk;
 mod life;
+mod relays;
 #[cfg(test)]
 mod tests;
 mod truth;
@@ -21,10 +22,11 @@ use std::fmt;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use bodies::{BatchForm, Envelope, Path};
+use bodies::{Envelope, Path};
 use dice::Dice;
 use junk::{Noise, Poison};
 use life::{Happening, Mail, What};
+use relays::Gatherer;
 pub use truth::{BounceClass, Facts, RowKey, Truth};
 
 /// Everything that a story follows from. The same settings tell the same story, byte for byte.
@@ -35,7 +37,7 @@ pub struct StorySettings {
     /// How many mails the application sends. Each is good for four messages or so.
     pub mails: usize,
     /// When the first mail is sent, to the millisecond. One follows every second, and the last
-    /// of its complaints comes within ten days.
+    /// of its complaints comes five weeks later at most.
     pub start: OffsetDateTime,
     /// How untidy the world is.
     pub mess: Mess,
@@ -129,9 +131,9 @@ pub struct LogRow {
 enum Beat {
     WriteLog(u32),
     Notice(Notice),
-    Batch { form: BatchForm, notices: Vec<Notice>, poison: Option<Poison> },
-    Poison { poison: Poison, about: Notice },
-    Noise { noise: Noise, salt: u64 },
+    Batch { by: Gatherer, notices: Vec<Notice>, poison: Option<&'static Poison> },
+    Poison { poison: &'static Poison, about: Notice },
+    Noise { noise: &'static Noise, salt: u64 },
 }
 
 /// One happening on its way through one destination. The same notice makes the same bytes.
@@ -214,9 +216,9 @@ impl Story {
         Step::Publish(match beat {
             Beat::WriteLog(mail) => return Step::WriteLog(self.mails[*mail as usize].log_row()),
             Beat::Notice(notice) => self.scene(notice).body(),
-            Beat::Batch { form, notices, poison } => {
+            Beat::Batch { by, notices, poison } => {
                 let scenes: Vec<_> = notices.iter().map(|notice| self.scene(notice)).collect();
-                bodies::batch(*form, &scenes, *poison)
+                by.body(&scenes, *poison)
             }
             Beat::Poison { poison, about } => poison.body(&self.scene(about)),
             Beat::Noise { noise, salt } => noise.body(*salt),
@@ -321,11 +323,10 @@ fn arrivals(
     }
     if dice.chance(mess.poison) {
         let about = notice(dice, Path::EventPublishing);
-        beats.push((published, Beat::Poison { poison: *dice.pick(&Poison::ALL), about }));
+        beats.push((published, Beat::Poison { poison: Poison::pick(dice), about }));
     }
     if dice.chance(mess.noise) {
-        let (noise, salt) = (*dice.pick(&Noise::ALL), dice.roll());
-        beats.push((published, Beat::Noise { noise, salt }));
+        beats.push((published, Beat::Noise { noise: Noise::pick(dice), salt: dice.roll() }));
     }
 }
 
@@ -348,15 +349,19 @@ fn gathered(dice: &mut Dice, poison: f64, beats: Vec<(i64, Beat)>) -> Vec<(i64, 
             at_ms = at;
             notices.extend(beat.notices());
         }
-        let form = *dice.pick(&[BatchForm::Array, BatchForm::Ndjson]);
-        let poison = dice.chance(poison).then(|| *dice.pick(&Poison::VALID_JSON));
-        gathered.push((at_ms, Beat::Batch { form, notices, poison }));
+        let by = dice.pick_weighted(&GATHERERS, |(weight, _)| *weight).1;
+        let poison = dice.chance(poison).then(|| Poison::pick_for_batch(dice));
+        gathered.push((at_ms, Beat::Batch { by, notices, poison }));
     }
     gathered
 }
 
 /// Of the notices: those that open a batch.
 const BATCHED: f64 = 0.02;
+
+/// By whom, in a hundred.
+const GATHERERS: [(u64, Gatherer); 4] =
+    [(40, Gatherer::Pipe), (40, Gatherer::Lines), (12, Gatherer::Firehose), (8, Gatherer::Lambda)];
 
 /// How long a batch waits for more.
 const BATCH_AGE_MS: i64 = 60_000;

@@ -6,8 +6,8 @@ use serde::ser::{SerializeMap, Serializer};
 use super::Notice;
 use super::cast::{CONFIGURATION_SET, Reader};
 use super::dice::Dice;
-use super::junk::Poison;
 use super::life::{Happening, Mail, Recipient, Spelling, What};
+use super::relays::Relay;
 use super::truth::time;
 
 /// Everything that a body says, and how.
@@ -25,7 +25,25 @@ pub(super) enum Envelope {
     Raw,
     EventBridge,
     EventBridgeInSns,
+    /// Passed on by something of the customer's own.
+    Relayed(Relay),
 }
+
+/// How many in a thousand. The identity's feedback goes to SNS and nowhere else: to the first two.
+const ENVELOPES: [(u64, Envelope); 12] = [
+    (590, Envelope::Sns),
+    (250, Envelope::Raw),
+    (106, Envelope::EventBridge),
+    (40, Envelope::EventBridgeInSns),
+    (3, Envelope::Relayed(Relay::LambdaOfTopic)),
+    (3, Envelope::Relayed(Relay::LambdaOfQueue)),
+    (1, Envelope::Relayed(Relay::LambdaOfStream)),
+    (2, Envelope::Relayed(Relay::LambdaDestination)),
+    (1, Envelope::Relayed(Relay::QueueListing)),
+    (1, Envelope::Relayed(Relay::JsonString)),
+    (1, Envelope::Relayed(Relay::Base64)),
+    (2, Envelope::Relayed(Relay::Base64InSns)),
+];
 
 /// By which of its two ways SES tells.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,25 +54,14 @@ pub(super) enum Path {
     IdentityFeedback,
 }
 
-/// How several notices stand in one body.
-#[derive(Clone, Copy)]
-pub(super) enum BatchForm {
-    /// EventBridge Pipes.
-    Array,
-    /// Firehose: a line for each.
-    Ndjson,
-}
-
 impl Envelope {
     pub(super) fn pick(dice: &mut Dice, profile: super::Profile, path: Path) -> Self {
-        match (profile, path, dice.below(100)) {
-            (super::Profile::Small, ..) => Self::Raw,
-            (_, _, 0..=59) => Self::Sns,
-            // The identity's feedback goes to SNS and nowhere else.
-            (_, Path::IdentityFeedback, _) | (_, _, 60..=84) => Self::Raw,
-            (_, _, 85..=95) => Self::EventBridge,
-            _ => Self::EventBridgeInSns,
-        }
+        let table = match (profile, path) {
+            (super::Profile::Small, _) => return Self::Raw,
+            (_, Path::IdentityFeedback) => &ENVELOPES[..2],
+            (_, Path::EventPublishing) => &ENVELOPES,
+        };
+        dice.pick_weighted(table, |(weight, _)| *weight).1
     }
 }
 
@@ -63,10 +70,11 @@ impl Scene<'_> {
         match (self.notice.envelope, self.notice.path) {
             (Envelope::Raw, Path::EventPublishing) => self.event() + "\n",
             (Envelope::Raw, Path::IdentityFeedback) => self.event(),
-            (Envelope::Sns, Path::EventPublishing) => self.sns(SUBJECT, &(self.event() + "\n")),
-            (Envelope::Sns, Path::IdentityFeedback) => self.sns(None, &self.event()),
+            (Envelope::Sns, Path::EventPublishing) => self.sns(SUBJECT, Some(&(self.event() + "\n"))),
+            (Envelope::Sns, Path::IdentityFeedback) => self.sns(None, Some(&self.event())),
             (Envelope::EventBridge, _) => self.eventbridge(),
-            (Envelope::EventBridgeInSns, _) => self.sns(None, &self.eventbridge()),
+            (Envelope::EventBridgeInSns, _) => self.sns(None, Some(&self.eventbridge())),
+            (Envelope::Relayed(relay), _) => relay.body(self),
         }
     }
 
@@ -75,11 +83,11 @@ impl Scene<'_> {
         json(&EventJson(self))
     }
 
-    pub(super) fn sns(&self, subject: Option<&str>, message: &str) -> String {
-        sns(self.notice.salt, self.happening.at_ms, "Notification", subject, Some(message))
+    pub(super) fn sns(&self, subject: Option<&str>, message: Option<&str>) -> String {
+        sns(self.notice.salt, self.happening.at_ms, "Notification", subject, message)
     }
 
-    fn eventbridge(&self) -> String {
+    pub(super) fn eventbridge(&self) -> String {
         eventbridge(self.notice.salt, self.happening.at_ms, detail_type(&self.happening.what), &EventJson(self))
     }
 
@@ -90,24 +98,6 @@ impl Scene<'_> {
     /// What does not change from one notice of the same happening to the next.
     fn own_dice(&self) -> Dice {
         Dice::new(self.mail.log_uuid.as_u64_pair().1 ^ self.happening.at_ms.unsigned_abs())
-    }
-}
-
-/// Several notices in one body, with something that cannot be understood among them.
-pub(super) fn batch(form: BatchForm, scenes: &[Scene], poison: Option<Poison>) -> String {
-    let mut elements: Vec<String> = scenes
-        .iter()
-        .map(|scene| match form {
-            BatchForm::Array => scene.eventbridge(),
-            BatchForm::Ndjson => scene.event(),
-        })
-        .collect();
-    if let (Some(poison), Some(first)) = (poison, scenes.first()) {
-        elements.insert(1, poison.body(first));
-    }
-    match form {
-        BatchForm::Array => format!("[{}]", elements.join(",")),
-        BatchForm::Ndjson => elements.join("\n") + "\n",
     }
 }
 
@@ -288,9 +278,10 @@ fn tags<'a>(mail: &Mail, what: &What) -> TagsJson<'a> {
         tags.push(("ses:outgoing-ip", "198.51.100.25".to_owned()));
         tags.push(("ses:outgoing-tls-version", "TLSv1.2".to_owned()));
     }
-    if let Some(campaign) = mail.campaign.campaign_id {
-        tags.push(("campaign", campaign.to_owned()));
+    if let (Some(tenant), What::Bounce { .. } | What::Complaint { .. }) = (mail.campaign.tenant, what) {
+        tags.push(("ses:tenant-name", tenant.to_owned()));
     }
+    tags.extend(mail.campaign.own_tags().map(|(name, value)| (name, value.to_owned())));
     if mail.tagged {
         tags.push(("email_log_uuid", mail.log_uuid.to_string()));
     }

@@ -5,6 +5,10 @@ pub(super) struct Campaign {
     pub(super) subject: &'static str,
     pub(super) template: Option<&'static str>,
     pub(super) campaign_id: Option<&'static str>,
+    /// The SES tenant for whom it is sent.
+    pub(super) tenant: Option<&'static str>,
+    /// What the application tags its mails with.
+    pub(super) tags: &'static [(&'static str, &'static str)],
 }
 
 /// Why SES could not deliver yet.
@@ -34,15 +38,31 @@ pub(super) struct Reader {
 
 pub(super) const CONFIGURATION_SET: &str = "transactional";
 
-pub(super) const CAMPAIGNS: [Campaign; 6] = [
+pub(super) const CAMPAIGNS: [Campaign; 7] = [
     mailing(ORDERS, "Your order has been shipped", Some("order-shipped"), None),
-    mailing(ORDERS, "Vielen Dank für Ihre Bestellung", Some("order-confirmed"), None),
-    mailing("no-reply@shop.example.com", "Reset your password", None, None),
+    Campaign {
+        tags: &[("language", "de"), ("priority", "high")],
+        ..mailing(ORDERS, "Vielen Dank für Ihre Bestellung", Some("order-confirmed"), None)
+    },
+    Campaign {
+        tags: &[("priority", "high")],
+        ..mailing("no-reply@shop.example.com", "Reset your password", None, None)
+    },
     mailing("billing@shop.example.com", "Invoice for last month", None, None),
     mailing(NEWS, "You left something in your cart", Some("cart-reminder"), Some("cart")),
-    mailing(NEWS, "Spring is here: 20 % off", Some("newsletter"), Some("spring-sale")),
+    Campaign {
+        tags: &[("variant", "b")],
+        ..mailing(NEWS, "Spring is here: 20 % off", Some("newsletter"), Some("spring-sale"))
+    },
+    // The shop sends for a partner, too.
+    Campaign {
+        tenant: Some("partner-garden"),
+        tags: &[("tenant", "partner-garden"), ("variant", "a")],
+        ..mailing(GARDEN, "Your garden in May", Some("partner-news"), Some("garden-may"))
+    },
 ];
 const ORDERS: &str = "Example Shop <orders@shop.example.com>";
+const GARDEN: &str = "Garden Partner <garden@shop.example.com>";
 const NEWS: &str = "\"Example Shop\" <news@shop.example.com>";
 
 pub(super) const FIRST_NAMES: [&str; 16] = [
@@ -160,13 +180,20 @@ pub(super) const SCANNERS: [Reader; 2] = [
     reader("Mozilla/5.0 (compatible; link-check/2.1)", "40.94.29", "Likely"),
 ];
 
+impl Campaign {
+    /// The tags that the application gives its mails, and keeps with their log rows.
+    pub(super) fn own_tags(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        self.campaign_id.map(|id| ("campaign", id)).into_iter().chain(self.tags.iter().copied())
+    }
+}
+
 const fn mailing(
     sender: &'static str,
     subject: &'static str,
     template: Option<&'static str>,
     campaign_id: Option<&'static str>,
 ) -> Campaign {
-    Campaign { sender, subject, template, campaign_id }
+    Campaign { sender, subject, template, campaign_id, tenant: None, tags: &[] }
 }
 
 const fn delay(kind: &'static str, status: &'static str, diagnostic: &'static str) -> Delay {

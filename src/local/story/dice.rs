@@ -42,6 +42,19 @@ impl Dice {
         &of[self.index(of.len())]
     }
 
+    /// One of these, each as often as it weighs. They must weigh something together.
+    pub(super) fn pick_weighted<'a, T>(&mut self, of: &'a [T], weight: impl Fn(&T) -> u64) -> &'a T {
+        let mut left = self.below(of.iter().map(&weight).sum());
+        let drawn = of.iter().find(|one| match left.checked_sub(weight(one)) {
+            Some(rest) => {
+                left = rest;
+                false
+            }
+            None => true,
+        });
+        drawn.unwrap_or(&of[0])
+    }
+
     /// An index into something of this length, which must not be empty.
     pub(super) fn index(&mut self, length: usize) -> usize {
         (self.roll() % length as u64) as usize

@@ -144,10 +144,6 @@ impl Mail {
     /// The row that the application writes.
     pub(super) fn log_row(&self) -> LogRow {
         let id = &self.message_id;
-        let mut tags = serde_json::Map::new();
-        if let Some(campaign) = self.campaign.campaign_id {
-            tags.insert("campaign".to_owned(), campaign.into());
-        }
         LogRow {
             uuid: self.log_uuid,
             aws_message_id: (self.sent && !self.tagged).then(|| match self.spelling {
@@ -161,7 +157,7 @@ impl Mail {
             template_name: self.campaign.template.map(str::to_owned),
             campaign_id: self.campaign.campaign_id.map(str::to_owned),
             configuration_set: Some(CONFIGURATION_SET.to_owned()),
-            tags: tags.into(),
+            tags: self.campaign.own_tags().collect(),
         }
     }
 
@@ -290,8 +286,9 @@ impl Life<'_> {
             }
         }
         if self.dice.chance(COMPLAINED) {
-            const DAY: i64 = 86_400_000;
-            let later = now + self.dice.between(DAY / 4, 6 * DAY);
+            const HOUR: i64 = 3_600_000;
+            // Mostly within days; who only tidies up after a holiday complains weeks later.
+            let later = now + self.dice.skewed(6 * HOUR, 7).min(COMPLAINTS_END);
             let report = *self.dice.pick(&COMPLAINT_REPORTS);
             // The report names the domain only: everybody there is a candidate.
             self.add(later, What::Complaint { by: delivered.to_vec(), report, suppressed_by: None });
@@ -380,6 +377,9 @@ fn name(of: &[&'static str], n: u64) -> (&'static str, u64) {
     let length = of.len() as u64;
     (of[(n % length) as usize], n / length)
 }
+
+/// Nobody complains later than this after the delivery: 30 days, in ms.
+const COMPLAINTS_END: i64 = 30 * 86_400_000;
 
 // How often what happens. Roughly what a well-kept list sees, with the rare things a little less
 // rare, so that a thousand mails show them all.

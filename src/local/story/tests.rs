@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::Value;
 use time::format_description::well_known::Rfc3339;
 use time::macros::datetime;
 
 use super::*;
+use crate::pipeline::decode::{DecodeSettings, IgnoreReason, Outcome, RejectReason, Wrapper, decode};
 
 fn settings(seed: u64, mails: usize) -> StorySettings {
     StorySettings::new(seed, mails, datetime!(2026-11-02 08:00:00.123 UTC))
@@ -49,16 +51,27 @@ fn read(body: &str, into: &mut Read) {
     {
         return lines.into_iter().for_each(|line| read(line, into));
     }
+    if let Ok(bytes) = STANDARD.decode(body)
+        && bytes.starts_with(b"{")
+    {
+        return match String::from_utf8(bytes) {
+            Ok(text) => read(&text, into),
+            Err(_) => into.rejected += 1,
+        };
+    }
     match serde_json::from_str(body) {
+        _ if body.starts_with("[[[[[[[[[") => into.rejected += 1,
         Ok(value) => read_value(value, into),
-        Err(_) if body.starts_with("Successfully validated") => into.ignored += 1,
+        Err(_) if body.starts_with("Successfully validated") || body.starts_with("[TEST]") => into.ignored += 1,
         Err(_) => into.rejected += 1,
     }
 }
 
 fn read_value(value: Value, into: &mut Read) {
     match value {
-        Value::Array(all) if !all.is_empty() => all.into_iter().for_each(|v| read_value(v, into)),
+        Value::String(text) => read(&text, into),
+        Value::Array(all) if all.is_empty() || all[0].is_string() || all.len() > 32_768 => into.rejected += 1,
+        Value::Array(all) => all.into_iter().for_each(|v| read_value(v, into)),
         Value::Object(envelope) if envelope.contains_key("TopicArn") => {
             match (envelope["Type"].as_str(), &envelope["Message"]) {
                 (Some("Notification"), Value::String(message)) => read(message, into),
@@ -67,17 +80,26 @@ fn read_value(value: Value, into: &mut Read) {
             }
         }
         Value::Object(mut envelope) if envelope.contains_key("detail-type") => match envelope["detail-type"].as_str() {
-            Some("AWS API Call via CloudTrail") => into.ignored += 1,
+            Some(name) if !name.starts_with("Email ") => into.ignored += 1,
             _ => read_value(envelope["detail"].take(), into),
         },
         Value::Object(ref event) => {
+            const NESTS: [&str; 9] =
+                ["Records", "records", "Messages", "Sns", "requestPayload", "kinesis", "body", "Body", "data"];
+            if let Some(inner) = NESTS.iter().find_map(|key| event.get(*key)) {
+                return read_value(inner.clone(), into);
+            }
             let kind = event.get("eventType").or(event.get("notificationType"));
             let id = value.pointer("/mail/messageId").and_then(Value::as_str).unwrap_or_default();
-            if let Some("TEXT_DELIVERED" | "AmazonSnsSubscriptionSucceeded") = kind.and_then(Value::as_str) {
+            if let Some("TEXT_DELIVERED" | "AmazonSnsSubscriptionSucceeded" | "Received") = kind.and_then(Value::as_str)
+            {
                 into.ignored += 1;
-            } else if event.contains_key("AlarmName") {
+            } else if ["AlarmName", "eventSource", "event_type", "Event", "hello"]
+                .iter()
+                .any(|k| event.contains_key(*k))
+            {
                 into.ignored += 1;
-            } else if kind.is_none() || id.is_empty() {
+            } else if kind.is_none() || id.trim_matches(['<', '>']).is_empty() {
                 into.rejected += 1;
             } else {
                 into.events.push(value);
@@ -160,7 +182,7 @@ fn folded(story: &Story) -> Truth {
         truth.messages += 1;
         truth.rejected += usize::from(content.rejected > 0);
         truth.ignored += usize::from(content.events.is_empty() && content.ignored > 0);
-        *truth.rejected_leaves.entry("all").or_default() += content.rejected;
+        *truth.rejected_leaves.entry((RejectReason::NotJson, "all")).or_default() += content.rejected;
         for event in content.events {
             for key in keys_of(&event) {
                 truth.events += 1;
@@ -342,31 +364,127 @@ fn a_thousand_mails_show_every_kind_every_envelope_and_every_status() {
 }
 
 #[test]
-fn every_poison_and_every_noise_comes_up_and_is_what_it_says() {
+fn every_poison_and_every_noise_comes_up() {
     let mess = Mess { poison: 0.3, noise: 0.3, ..Mess::none() };
-    let story = Story::tell(&StorySettings { mess, ..settings(5, 1_000) });
-    let known: BTreeSet<&str> = Poison::ALL.iter().map(|poison| poison.describe()).collect();
-    let found: BTreeSet<&str> = story.truth.rejected_leaves.keys().copied().collect();
-    assert_eq!(found, known);
-    assert_eq!(known.len(), Poison::ALL.len());
+    let story = Story::tell(&StorySettings { mess, ..settings(5, 1_500) });
+    let all: BTreeSet<_> = junk::POISONS.iter().map(|poison| (poison.reason, poison.words)).collect();
+    assert_eq!((story.truth.rejected_leaves.keys().copied().collect(), all.len()), (all, junk::POISONS.len()));
+    let all: BTreeSet<_> = junk::NOISES.iter().map(|noise| (noise.reason, noise.words)).collect();
+    assert_eq!((story.truth.ignored_leaves.keys().copied().collect(), all.len()), (all, junk::NOISES.len()));
     let mixed = publications(&story).iter().any(|body| {
         let mut content = Read::default();
         read(body, &mut content);
         content.rejected > 0 && !content.events.is_empty()
     });
     assert!(mixed, "no batch with one bad element");
-    for mark in [
-        "Successfully validated",
-        "\"Successfully validated",
-        "AmazonSnsSubscriptionSucceeded",
-        "\"SubscriptionConfirmation\"",
-        "AlarmName",
-        "AwsApiCall",
-        "TEXT_DELIVERED",
-    ] {
-        assert!(publications(&story).iter().any(|body| body.contains(mark)), "no {mark}");
-    }
     check_truth(&story);
+}
+
+/// The story and `decode` were written apart: where both say the same, and both know all there is, both are right.
+#[test]
+fn decode_finds_all_there_is_and_as_often_as_the_truth_says() {
+    let mess = Mess { poison: 0.05, noise: 0.05, ..Mess::default() };
+    let story = Story::tell(&StorySettings { mess, ..settings(16, 3_000) });
+    let (mut rejected, mut ignored) = (BTreeMap::new(), BTreeMap::new());
+    let (mut wrappers, mut kinds, mut events, mut keys) = (BTreeSet::new(), BTreeSet::new(), 0, BTreeSet::new());
+    for body in publications(&story) {
+        let mut outcomes = Vec::new();
+        for leaf in decode(body.as_bytes(), OffsetDateTime::UNIX_EPOCH, &DecodeSettings::default()) {
+            match leaf.outcome {
+                Outcome::Rejected(reject) => *rejected.entry(reject.reason).or_insert(0) += 1,
+                Outcome::Ignored(reason) => outcomes.push(reason),
+                Outcome::Event(event) => {
+                    wrappers.extend(leaf.envelope);
+                    for row in event.into_events(&DecodeSettings::default()) {
+                        events += 1;
+                        kinds.insert(row.kind.as_str().to_owned());
+                        keys.insert(RowKey {
+                            aws_message_id: row.message_id.as_str().to_owned(),
+                            kind: row.kind.as_str().to_owned(),
+                            recipient: row.recipient.as_str().to_owned(),
+                            occurred_at_ms: row.kind.happens_again().then(|| truth::unix_ms(row.occurred_at)),
+                            link: row.detail.link,
+                        });
+                    }
+                }
+            }
+        }
+        for reason in outcomes {
+            *ignored.entry(reason).or_insert(0) += 1;
+        }
+    }
+
+    let truth = &story.truth;
+    assert_eq!((rejected, ignored), (by_reason(&truth.rejected_leaves), by_reason(&truth.ignored_leaves)));
+    assert_eq!(events, truth.events);
+    assert!(keys == truth.rows.union(&truth.orphans).cloned().collect(), "decode reads other rows");
+
+    // Nothing that `decode` knows is missing from the story. A body of SQS is text, so bytes that are none come as base64.
+    assert!(
+        truth
+            .rejected_leaves
+            .keys()
+            .map(|(reason, _)| reason)
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .eq(RejectReason::ALL)
+    );
+    assert!(
+        truth
+            .ignored_leaves
+            .keys()
+            .map(|(reason, _)| reason)
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .eq(IgnoreReason::ALL)
+    );
+    assert!(wrappers.iter().eq(Wrapper::ALL), "{wrappers:?}");
+    assert_eq!(kinds.len(), 11, "the ten of SES, and one that it may add: {kinds:?}");
+}
+
+fn by_reason<R: Ord + Copy>(leaves: &BTreeMap<(R, &str), usize>) -> BTreeMap<R, usize> {
+    let mut counts = BTreeMap::new();
+    for ((reason, _), count) in leaves {
+        *counts.entry(*reason).or_insert(0) += count;
+    }
+    counts
+}
+
+#[test]
+fn who_complains_does_so_within_hours_or_weeks_later() {
+    let story = Story::tell(&settings(17, 3_000));
+    let days = |(mail, happening): (&Mail, &Happening)| (happening.at_ms - mail.at_ms) / 86_400_000;
+    let late: Vec<i64> = story
+        .happenings
+        .iter()
+        .filter(|happening| matches!(happening.what, What::Complaint { suppressed_by: None, .. }))
+        .map(|happening| days((&story.mails[happening.mail as usize], happening)))
+        .collect();
+    let share = |is: fn(&i64) -> bool| late.iter().filter(|days| is(days)).count() as f64 / late.len() as f64;
+    assert!(share(|days| *days < 1) > 0.15 && share(|days| *days >= 14) > 0.1, "{late:?}");
+    assert!(late.iter().all(|days| *days <= 31), "{late:?}");
+}
+
+#[test]
+fn tenants_and_the_applications_own_tags_are_in_events_and_logs() {
+    let story = Story::tell(&settings(18, 2_000));
+    let events: Vec<Value> = publications(&story).iter().flat_map(|body| events_in(body)).collect();
+    let tagged = |tag: &str, of: &dyn Fn(&str) -> bool| {
+        let has = |event: &&Value| event.pointer("/mail/tags").is_some_and(|tags| tags.get(tag).is_some());
+        events.iter().filter(has).filter(|event| of(&kind_of(event))).count()
+    };
+    assert!(tagged("ses:tenant-name", &|kind| matches!(kind, "bounce" | "complaint")) > 0);
+    assert_eq!(tagged("ses:tenant-name", &|kind| !matches!(kind, "bounce" | "complaint")), 0);
+    for tag in ["campaign", "tenant", "priority", "variant", "language"] {
+        assert!(tagged(tag, &|_| true) > 0, "no event with the tag {tag}");
+        assert!(logs(&story).iter().any(|row| row.tags.get(tag).is_some()), "no log with the tag {tag}");
+    }
+}
+
+#[test]
+fn a_plan_is_small() {
+    assert!(size_of::<Beat>() <= 48, "{} bytes", size_of::<Beat>());
+    assert!(size_of::<Happening>() <= 80, "{} bytes", size_of::<Happening>());
 }
 
 #[test]
@@ -463,7 +581,7 @@ fn reordered_events_come_later_than_newer_ones() {
             newest = newest.max(when(&event));
         }
         let found = late as f64 / story.truth.events as f64;
-        assert!((found - reordered).abs() < 0.06, "{found} instead of {reordered}");
+        assert!((found - reordered).abs() < 0.08, "{found} instead of {reordered}");
     }
 }
 

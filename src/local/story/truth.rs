@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::Beat;
 use super::life::{Happening, Mail, What};
+use crate::pipeline::decode::{IgnoreReason, RejectReason};
 
 /// What must be there when every message has been taken in and every orphan been attached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,8 +29,10 @@ pub struct Truth {
     pub ignored: usize,
     /// Messages with something in them that cannot be understood, also between good events.
     pub rejected: usize,
-    /// What must be quarantined, in words, and how often. No message has two of them.
-    pub rejected_leaves: BTreeMap<&'static str, usize>,
+    /// What must be ignored: why, in words, and how often.
+    pub ignored_leaves: BTreeMap<(IgnoreReason, &'static str), usize>,
+    /// What must be quarantined: why, in words, and how often. No message has two of them.
+    pub rejected_leaves: BTreeMap<(RejectReason, &'static str), usize>,
 }
 
 /// What makes a row unique.
@@ -161,10 +164,13 @@ impl Truth {
             Beat::Notice(_) | Beat::Noise { .. } => None,
         };
         self.messages += 1;
-        self.ignored += usize::from(matches!(beat, Beat::Noise { .. }));
+        if let Beat::Noise { noise, .. } = beat {
+            self.ignored += 1;
+            *self.ignored_leaves.entry((noise.reason, noise.words)).or_default() += 1;
+        }
         if let Some(poison) = poison {
             self.rejected += 1;
-            *self.rejected_leaves.entry(poison.describe()).or_default() += 1;
+            *self.rejected_leaves.entry((poison.reason, poison.words)).or_default() += 1;
         }
         for notice in beat.notices() {
             let happening = &happenings[notice.happening as usize];
