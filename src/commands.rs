@@ -4,3 +4,6 @@ pub mod decode;
 pub mod demo;
 pub mod migrate;
 pub mod run;
+
+mod screen;
+mod target;

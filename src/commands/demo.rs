@@ -11,22 +11,21 @@ use std::{
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use time::OffsetDateTime;
-use tokio::{signal, time::sleep};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     cli::{Surroundings, WorkerArgs},
-    commands::run,
-    local::{
-        postgres::{LocalPostgres, LocalPostgresSettings},
-        sqs_endpoint::{SqsEndpoint, SqsEndpointSettings},
-        story::{Step, Story, StorySettings},
+    commands::{
+        run,
+        target::{Database, INTERRUPTED, Queue, unless_interrupted},
     },
+    local::story::{Step, Story, StorySettings},
     metrics::Metrics,
     orphans,
     pipeline::Shutdown,
-    postgres::{Postgres, PostgresSettings, answers, audit, migrations, sender},
-    sqs::{Sqs, is_loopback},
+    postgres::{Postgres, answers, audit, migrations, sender},
+    sqs::is_loopback,
 };
 use view::{Summary, View};
 
@@ -75,15 +74,16 @@ const SCHEMA: &str = "ses_ledger_demo";
 pub async fn run(args: DemoArgs, surroundings: Surroundings) -> anyhow::Result<ExitCode> {
     let view = View::new(args.json);
     view.title();
-    let Some(opened) = unless_interrupted(open(&args, surroundings, &view)).await? else {
+    let Some(opened) = unless_interrupted("demo", open(&args, surroundings, &view)).await? else {
         return Ok(INTERRUPTED.into());
     };
     let (queue, database) = opened?;
-    let outcome = unless_interrupted(play(&args, &view, &queue, &database)).await?;
-    database.close().await?;
-    if let Some(endpoint) = queue.endpoint {
-        endpoint.stop().await;
+    let outcome = unless_interrupted("demo", play(&args, &view, &queue, &database)).await?;
+    if database.server.is_none() {
+        database.postgres.drop_schema(SCHEMA).await?;
     }
+    database.close().await?;
+    queue.close().await;
     match outcome {
         Some(exact) => {
             let exact = exact?;
@@ -95,24 +95,10 @@ pub async fn run(args: DemoArgs, surroundings: Surroundings) -> anyhow::Result<E
     }
 }
 
-/// The exit code after Ctrl-C, as shells have it.
-const INTERRUPTED: u8 = 130;
-
-async fn unless_interrupted<T>(work: impl Future<Output = T>) -> anyhow::Result<Option<T>> {
-    tokio::select! {
-        outcome = work => Ok(Some(outcome)),
-        heard = signal::ctrl_c() => {
-            heard.context("cannot listen for Ctrl-C")?;
-            eprintln!("\nCtrl-C: removing everything that the demo started.");
-            Ok(None)
-        }
-    }
-}
-
 async fn open(args: &DemoArgs, surroundings: Surroundings, view: &View) -> anyhow::Result<(Queue, Database)> {
-    let queue = Queue::open(args).await?;
+    let queue = open_queue(args).await?;
     view.queue(&queue.url, queue.endpoint.is_some());
-    let database = Database::open(args, surroundings, view).await?;
+    let database = open_database(args, surroundings, view).await?;
     migrations::up(&database.postgres).await?;
     match &database.server {
         Some(server) => view.database("private", &server.origin().to_string()),
@@ -137,7 +123,7 @@ async fn play(args: &DemoArgs, view: &View, queue: &Queue, database: &Database) 
     let settings = hurried(&args.worker);
     let probed = run::serve_probes(&settings, &shutdown, &metrics).await?;
     let worker = tokio::spawn({
-        let (queues, postgres, metrics) = (vec![queue.sqs(&settings).await?], postgres.clone(), Arc::clone(&metrics));
+        let (queues, postgres, metrics) = (vec![queue.sqs(settings.sqs(&queue.url)).await?], postgres.clone(), Arc::clone(&metrics));
         let shutdown = shutdown.clone();
         async move { run::work(queues, &postgres, &settings, shutdown, metrics, &probed).await }
     });
@@ -185,7 +171,7 @@ const WATCHED: Duration = Duration::from_secs(4);
 
 /// Lets the story happen: the application writes its rows, SES publishes, each in its turn.
 async fn send(story: &Story, queue: &Queue, args: &DemoArgs, postgres: &Postgres) -> anyhow::Result<()> {
-    let sqs = queue.sqs(&args.worker).await?;
+    let sqs = queue.sqs(args.worker.sqs(&queue.url)).await?;
     let (mut rows, mut bodies) = (Vec::new(), Vec::new());
     let (started, steps) = (Instant::now(), story.steps());
     let pause = WATCHED / steps.len().max(1) as u32;
@@ -206,82 +192,32 @@ async fn send(story: &Story, queue: &Queue, args: &DemoArgs, postgres: &Postgres
     sender::write_logs(postgres, &rows).await
 }
 
-/// The embedded queue, or the user's.
-struct Queue {
-    url: String,
-    endpoint: Option<SqsEndpoint>,
-}
-
-impl Queue {
-    async fn open(args: &DemoArgs) -> anyhow::Result<Self> {
-        let Some(url) = args.queue_url.clone() else {
-            let endpoint = SqsEndpoint::start(SqsEndpointSettings::default()).await?;
-            let url = endpoint.create_queue("ses-events", &[])?;
-            return Ok(Self { url, endpoint: Some(endpoint) });
-        };
-        let here = is_loopback(args.worker.endpoint_url.as_deref().unwrap_or(&url));
-        ensure!(
-            here || args.remote_queue,
-            "the queue {url} is not on this machine: the demo would send made-up mails to it and take whatever is in it; \
-             unset QUEUE_URL to use the embedded queue, or add --remote-queue"
-        );
-        let queue = Self { url, endpoint: None };
-        let depth = queue.sqs(&args.worker).await?.depth().await?;
-        ensure!(
-            depth == 0,
-            "the queue {} holds {depth} messages: the demo would take them away; use an empty queue",
-            queue.url
-        );
-        Ok(queue)
-    }
-
-    async fn sqs(&self, args: &WorkerArgs) -> anyhow::Result<Sqs> {
-        let mut settings = args.sqs(&self.url);
-        if self.endpoint.is_some() {
-            settings.endpoint_url = None; // it is its own
-        }
-        Sqs::new(&settings).await
-    }
+async fn open_queue(args: &DemoArgs) -> anyhow::Result<Queue> {
+    let Some(url) = args.queue_url.clone() else { return Queue::embedded("ses-events", &[]).await };
+    let here = is_loopback(args.worker.endpoint_url.as_deref().unwrap_or(&url));
+    ensure!(
+        here || args.remote_queue,
+        "the queue {url} is not on this machine: the demo would send made-up mails to it and take whatever is in it; \
+         unset QUEUE_URL to use the embedded queue, or add --remote-queue"
+    );
+    let queue = Queue::given(url);
+    let depth = queue.sqs(args.worker.sqs(&queue.url)).await?.depth().await?;
+    ensure!(
+        depth == 0,
+        "the queue {} holds {depth} messages: the demo would take them away; use an empty queue",
+        queue.url
+    );
+    Ok(queue)
 }
 
 /// A private PostgreSQL, or a schema of our own in the user's database.
-struct Database {
-    url: String,
-    postgres: Postgres,
-    server: Option<LocalPostgres>,
-}
-
-impl Database {
-    async fn open(args: &DemoArgs, surroundings: Surroundings, view: &View) -> anyhow::Result<Self> {
-        let settings = |url: &str, schema| PostgresSettings {
-            url: url.to_owned(),
-            connections: 6,
-            statement_timeout: Duration::from_secs(10),
-            schema,
-        };
-        if let Some(url) = &args.database_url {
-            let postgres = Postgres::new(&settings(url, Some(SCHEMA.to_owned())))?;
-            postgres.try_connect().await?;
-            postgres.renew_schema(SCHEMA).await?;
-            return Ok(Self { url: url.clone(), postgres, server: None });
-        }
-        let Surroundings { path, temp_dir, cache_dir } = surroundings;
-        let local = LocalPostgresSettings {
-            progress: Some(view.download()),
-            ..LocalPostgresSettings::new(path, temp_dir, cache_dir)
-        };
-        let server = LocalPostgres::start(local).await?;
-        let postgres = Postgres::new(&settings(&server.url(), None))?;
-        Ok(Self { url: server.url(), postgres, server: Some(server) })
-    }
-
-    async fn close(self) -> anyhow::Result<()> {
-        match self.server {
-            Some(server) => {
-                self.postgres.close().await;
-                server.close().await
-            }
-            None => self.postgres.drop_schema(SCHEMA).await,
-        }
-    }
+async fn open_database(args: &DemoArgs, surroundings: Surroundings, view: &View) -> anyhow::Result<Database> {
+    const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
+    let Some(url) = &args.database_url else {
+        return Database::private(surroundings, view.screen.download(), STATEMENT_TIMEOUT).await;
+    };
+    let database = Database::given(url, Some(SCHEMA), STATEMENT_TIMEOUT)?;
+    database.postgres.try_connect().await?;
+    database.postgres.renew_schema(SCHEMA).await?;
+    Ok(database)
 }

@@ -1,27 +1,23 @@
 //! What the demo prints. Its mails are made up, so it may show them.
 
 use std::{
-    io::{self, IsTerminal as _, Write as _},
-    sync::Arc,
+    io::{self, Write as _},
     time::Duration,
 };
 
 use serde_json::json;
-use time::{OffsetDateTime, macros::format_description};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    local::binaries::Progress,
+    commands::screen::{Screen, clock, grouped, listed, one_line},
     metrics::{Drift, Metrics},
     postgres::{answers::Timeline, audit::Differences},
 };
 
-/// Prints to standard output; with JSON wanted there, to standard error.
+/// The demo on the screen.
 pub(super) struct View {
-    json: bool,
-    /// Redraws its progress line, and uses bold and colour.
-    terminal: bool,
+    pub(super) screen: Screen,
 }
 
 /// What there is to say at the end.
@@ -44,12 +40,11 @@ impl Summary {
 
 impl View {
     pub(super) fn new(json: bool) -> Self {
-        let terminal = if json { io::stderr().is_terminal() } else { io::stdout().is_terminal() };
-        Self { json, terminal }
+        Self { screen: Screen::new(json) }
     }
 
     pub(super) fn title(&self) {
-        self.say(&format!("{}\n", self.bold("ses-ledger demo: from SQS to an exact history in PostgreSQL")));
+        self.say(&format!("{}\n", self.screen.bold("ses-ledger demo: from SQS to an exact history in PostgreSQL")));
     }
 
     pub(super) fn queue(&self, url: &str, embedded: bool) {
@@ -71,23 +66,6 @@ impl View {
         ));
     }
 
-    /// Shows how the download of PostgreSQL goes, if there is one.
-    pub(super) fn download(&self) -> Progress {
-        let (terminal, shown) = (self.terminal, std::sync::atomic::AtomicU64::new(u64::MAX));
-        Arc::new(move |bytes, total| {
-            let percent = bytes * 100 / total.max(1);
-            // Once per percent on a terminal, once per quarter elsewhere.
-            let step = if terminal { percent } else { percent / 25 };
-            if shown.swap(step, std::sync::atomic::Ordering::Relaxed) != step {
-                let end = if terminal && percent < 100 { "\r" } else { "\n" };
-                eprint!(
-                    "  database   no PostgreSQL here: downloading one, {percent} % of {} MB{end}",
-                    total / 1_000_000
-                );
-            }
-        })
-    }
-
     /// Follows the worker until it has handled everything that was sent.
     pub(super) async fn follow(
         &self,
@@ -102,7 +80,7 @@ impl View {
                 && metrics.messages_deleted.get() >= messages as u64
                 && metrics.messages_in_hand.get() == 0;
             // A terminal is redrawn; a file gets a line every two seconds.
-            if self.terminal || finished || lines % 20 == 0 {
+            if self.screen.terminal || finished || lines % 20 == 0 {
                 self.progress(metrics, done, messages, finished);
             }
             if finished {
@@ -124,16 +102,12 @@ impl View {
             grouped(metrics.events_orphaned.get()),
             grouped(metrics.messages_rejected.get()),
         );
-        match self.terminal && !finished {
-            true => self.write(&format!("\r{line}")),
-            false if self.terminal => self.say(&format!("\r{line}")),
-            false => self.say(&line),
-        }
+        self.screen.redraw(&line, finished);
     }
 
     /// What came in and what became of it.
     pub(super) fn summary(&self, summary: &Summary, metrics: &Metrics) -> io::Result<()> {
-        if self.json {
+        if self.screen.json {
             return writeln!(io::stdout().lock(), "{}", as_json(summary, metrics));
         }
         let n = |counter: &prometheus_client::metrics::counter::Counter| grouped(counter.get());
@@ -143,7 +117,7 @@ impl View {
              = {} stored + {} ignored (noise) + {} rejected + {} released + {} in hand\n  \
              {} events decoded, one per recipient\n      \
              = {} inserted + {} duplicate + {} orphaned + {} quarantined\n",
-            self.bold("What came in, and what became of it"),
+            self.screen.bold("What came in, and what became of it"),
             n(&metrics.messages_received),
             summary.took.as_secs_f64(),
             rate,
@@ -176,7 +150,7 @@ impl View {
         if summary.is_exact() {
             self.say(&format!(
                 "  {} Every row, fact and status is what it must be.\n         Nothing is lost, nothing is doubled.\n",
-                self.green("exact.")
+                self.screen.green("exact.")
             ));
             return;
         }
@@ -193,13 +167,13 @@ impl View {
     fn timeline(&self, timeline: &Timeline) {
         self.say(&format!(
             "{}\n\n  \"{}\" to {}: {}",
-            self.bold("One mail from beginning to end"),
+            self.screen.bold("One mail from beginning to end"),
             timeline.subject,
             timeline.recipients.join(", "),
-            self.bold(&timeline.status)
+            self.screen.bold(&timeline.status)
         ));
         for event in &timeline.events {
-            let detail = event.detail.as_deref().map(one_line).unwrap_or_default();
+            let detail = event.detail.as_deref().map(|text| one_line(text, 30)).unwrap_or_default();
             self.say(format!("    {}  {:<17}  {detail}", clock(event.occurred_at), event.event_type).trim_end());
         }
         self.say("");
@@ -222,28 +196,12 @@ impl View {
              {program} decode FILE         what becomes of a message body\n  \
              {program} migrate up          set up your own database, then\n  \
              {program} run --help          run the worker: every setting",
-            self.bold("Try next")
+            self.screen.bold("Try next")
         ));
     }
 
     fn say(&self, text: &str) {
-        self.write(&format!("{text}\n"));
-    }
-
-    /// A reader who has gone away is no reason to stop.
-    fn write(&self, text: &str) {
-        let _ = match self.json {
-            true => io::stderr().write_all(text.as_bytes()),
-            false => io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()),
-        };
-    }
-
-    fn bold(&self, text: &str) -> String {
-        if self.terminal { format!("\x1b[1m{text}\x1b[0m") } else { text.to_owned() }
-    }
-
-    fn green(&self, text: &str) -> String {
-        if self.terminal { format!("\x1b[1;32m{text}\x1b[0m") } else { text.to_owned() }
+        self.screen.say(text);
     }
 }
 
@@ -272,49 +230,4 @@ fn as_json(summary: &Summary, metrics: &Metrics) -> serde_json::Value {
         "mails": pairs(&summary.statuses),
         "differences": summary.differences.described,
     })
-}
-
-/// `  mails        12 delivered, 3 bounced`, wrapped at 80 columns.
-fn listed(title: &str, pairs: &[(String, i64)]) -> String {
-    let mut text = format!("  {title:<12}");
-    let mut column = text.len();
-    for (n, (name, count)) in pairs.iter().enumerate() {
-        let end = if n + 1 < pairs.len() { "," } else { "" };
-        let word = format!("{} {name}{end}", grouped(*count as u64));
-        if column + 1 + word.len() > 80 {
-            text.push_str("\n              ");
-            column = 14;
-        }
-        text.push(' ');
-        text.push_str(&word);
-        column += 1 + word.len();
-    }
-    if pairs.is_empty() { text + "  nothing" } else { text }
-}
-
-/// 1234567 as 1,234,567.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (n, digit) in digits.chars().enumerate() {
-        if n > 0 && (digits.len() - n).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-fn clock(at: OffsetDateTime) -> String {
-    let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second].[subsecond digits:3]");
-    at.format(format).unwrap_or_default()
-}
-
-/// What fits beside a timestamp and a kind on a terminal of 80 columns.
-fn one_line(text: &str) -> String {
-    let flat: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    match flat.char_indices().nth(30) {
-        Some((end, _)) => format!("{}…", &flat[..end]),
-        None => flat,
-    }
 }

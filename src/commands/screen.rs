@@ -1,0 +1,127 @@
+//! What a command shows to people: lines, one line that is redrawn, numbers and lists in 80 columns.
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use time::{OffsetDateTime, macros::format_description};
+
+use crate::local::binaries::Progress;
+
+/// Prints to standard output; with JSON wanted there, to standard error.
+pub(super) struct Screen {
+    pub(super) json: bool,
+    /// Redraws its progress line, and uses bold and colour.
+    pub(super) terminal: bool,
+}
+
+impl Screen {
+    pub(super) fn new(json: bool) -> Self {
+        let terminal = if json { io::stderr().is_terminal() } else { io::stdout().is_terminal() };
+        Self { json, terminal }
+    }
+
+    pub(super) fn say(&self, text: &str) {
+        self.write(&format!("{text}\n"));
+    }
+
+    /// A line that takes the place of the one before, unless that was the last word.
+    pub(super) fn redraw(&self, line: &str, finished: bool) {
+        match self.terminal && !finished {
+            true => self.write(&format!("\r{line}")),
+            false if self.terminal => self.say(&format!("\r{line}")),
+            false => self.say(line),
+        }
+    }
+
+    /// Shows how the download of PostgreSQL goes, if there is one.
+    pub(super) fn download(&self) -> Progress {
+        let (terminal, shown) = (self.terminal, AtomicU64::new(u64::MAX));
+        Arc::new(move |bytes, total| {
+            let percent = bytes * 100 / total.max(1);
+            // Once per percent on a terminal, once per quarter elsewhere.
+            let step = if terminal { percent } else { percent / 25 };
+            if shown.swap(step, Ordering::Relaxed) != step {
+                let end = if terminal && percent < 100 { "\r" } else { "\n" };
+                eprint!(
+                    "  database   no PostgreSQL here: downloading one, {percent} % of {} MB{end}",
+                    total / 1_000_000
+                );
+            }
+        })
+    }
+
+    pub(super) fn bold(&self, text: &str) -> String {
+        self.painted("1", text)
+    }
+
+    pub(super) fn green(&self, text: &str) -> String {
+        self.painted("1;32", text)
+    }
+
+    pub(super) fn red(&self, text: &str) -> String {
+        self.painted("1;31", text)
+    }
+
+    fn painted(&self, colour: &str, text: &str) -> String {
+        if self.terminal { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    /// A reader who has gone away is no reason to stop.
+    fn write(&self, text: &str) {
+        let _ = match self.json {
+            true => io::stderr().write_all(text.as_bytes()),
+            false => io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()),
+        };
+    }
+}
+
+/// `  mails        12 delivered, 3 bounced`, wrapped at 80 columns.
+pub(super) fn listed(title: &str, pairs: &[(String, i64)]) -> String {
+    let mut text = format!("  {title:<12}");
+    let mut column = text.len();
+    for (n, (name, count)) in pairs.iter().enumerate() {
+        let end = if n + 1 < pairs.len() { "," } else { "" };
+        let word = format!("{} {name}{end}", grouped(*count as u64));
+        if column + 1 + word.len() > 80 {
+            text.push_str("\n              ");
+            column = 14;
+        }
+        text.push(' ');
+        text.push_str(&word);
+        column += 1 + word.len();
+    }
+    if pairs.is_empty() { text + "  nothing" } else { text }
+}
+
+/// 1234567 as 1,234,567.
+pub(super) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (n, digit) in digits.chars().enumerate() {
+        if n > 0 && (digits.len() - n).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Date and time to the millisecond.
+pub(super) fn clock(at: OffsetDateTime) -> String {
+    let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second].[subsecond digits:3]");
+    at.format(format).unwrap_or_default()
+}
+
+/// At most so many characters, none of them a control character.
+pub(super) fn one_line(text: &str, longest: usize) -> String {
+    let flat: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    match flat.char_indices().nth(longest) {
+        Some((end, _)) => format!("{}…", &flat[..end]),
+        None => flat,
+    }
+}
