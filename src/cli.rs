@@ -6,7 +6,7 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    commands::{decode, demo::DemoArgs, migrate::MigrateArgs},
+    commands::{decode, demo::DemoArgs, migrate::MigrateArgs, simulate::SimulateArgs},
     pipeline::{
         PipelineSettings,
         decode::{DecodeSettings, PayloadPolicy},
@@ -35,13 +35,14 @@ pub struct Cli {
     #[arg(long, env, global = true, value_enum, default_value_t = LogFormat::Auto, help_heading = "Logging")]
     pub log_format: LogFormat,
 
-    /// What to log: error, warn, info, debug, trace, or per module like `ses_ledger=debug,warn` [default: info; demo: error]
+    /// What to log: error, warn, info, debug, trace, or per module like `ses_ledger=debug,warn` [default: info; demo and simulate: error]
     #[arg(long, env, global = true, value_name = "FILTER", help_heading = "Logging")]
     pub log: Option<String>,
 }
 
 const AFTER_HELP: &str = "\
 Try it:            ses-ledger demo
+Prove it:          ses-ledger simulate
 Set up a database: ses-ledger migrate up
 Run the worker:    ses-ledger run
 
@@ -58,6 +59,12 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// See it work within a minute: with its own queue, its own PostgreSQL, and made-up mails
     Demo(Box<DemoArgs>),
+    /// Prove on this machine, or on your own deployment, that nothing is lost, doubled or wrong
+    ///
+    /// Makes up mails and what SES reports about them, in every envelope, and knows the truth. Misbehaves like the real world:
+    /// copies, reordering, late log rows, unknown mails, poison, foreign messages; a queue that fails, a database that goes
+    /// away, workers that are killed. Then compares every row, fact and status with the truth. Exits with 1 on any difference.
+    Simulate(Box<SimulateArgs>),
     /// Bring the database's schema up to date, or look at it
     Migrate(MigrateArgs),
     Decode(decode::Args),
@@ -178,6 +185,7 @@ impl Cli {
         let checked = match &cli.command {
             Command::Run(args) => args.check(),
             Command::Demo(args) => args.worker.check(),
+            Command::Simulate(args) => args.check(),
             Command::Migrate(args) => args.database.check(),
             Command::Decode(_) => Ok(()),
         };
@@ -194,7 +202,7 @@ impl Command {
     pub fn usual_log(&self) -> &'static str {
         match self {
             // Its view is what the user looks at.
-            Self::Demo(_) => "error",
+            Self::Demo(_) | Self::Simulate(_) => "error",
             _ => "info",
         }
     }
@@ -380,7 +388,7 @@ fn is_queue_url(url: &str) -> bool {
 }
 
 /// Reads a length of time: a number with one of the units ms, s, m, h.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no length of time: write 500ms, 20s, 5m or 2h");
     let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
     let number: u64 = text[..digits].parse().map_err(|_| wrong())?;

@@ -4,6 +4,7 @@ pub mod decode;
 pub mod demo;
 pub mod migrate;
 pub mod run;
+pub mod simulate;
 
 mod screen;
 mod target;

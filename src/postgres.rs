@@ -5,6 +5,7 @@ pub mod audit;
 pub mod migrations;
 pub mod schema;
 pub mod sender;
+pub mod simulation;
 
 use std::{collections::BTreeMap, io, time::Duration};
 
@@ -108,6 +109,18 @@ impl PostgresSettings {
     /// Whether the URL can be read.
     pub fn is_readable(&self) -> bool {
         connect_options(self).is_ok()
+    }
+
+    /// The host, if it is not this machine.
+    pub fn foreign_host(&self) -> Option<String> {
+        let options = connect_options(self).ok()?;
+        let host = options.get_host();
+        let here = host == "localhost"
+            || host == "::1"
+            || host == "[::1]"
+            || host.starts_with("127.")
+            || host.starts_with('/');
+        (!here && options.get_socket().is_none()).then(|| host.to_owned())
     }
 }
 

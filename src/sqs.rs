@@ -150,12 +150,12 @@ impl Sqs {
         }
     }
 
-    /// Sends messages, in order. For the demo: a worker only receives.
+    /// Sends messages, in order, and returns their ids. For the demo and the simulator: a worker only receives.
     ///
     /// # Errors
     /// If the queue does not take one of them.
-    pub async fn send(&self, bodies: &[String]) -> Result<(), QueueError> {
-        let mut rest = bodies;
+    pub async fn send(&self, bodies: &[String]) -> Result<Vec<String>, QueueError> {
+        let (mut rest, mut ids) = (bodies, Vec::with_capacity(bodies.len()));
         while !rest.is_empty() {
             let (batch, after) = rest.split_at(fitting(rest));
             let entries = batch
@@ -168,9 +168,14 @@ impl Sqs {
             if let Some(failed) = answer.failed().first() {
                 return Err(QueueError::Transient(format!("the queue does not take a message: {}", failed.code())));
             }
+            // In the order of the entries' numbers, whatever the order of the answers.
+            let mut sent: Vec<(usize, &str)> =
+                answer.successful().iter().filter_map(|s| Some((s.id().parse().ok()?, s.message_id()))).collect();
+            sent.sort_unstable();
+            ids.extend(sent.into_iter().map(|(_, id)| id.to_owned()));
             rest = after;
         }
-        Ok(())
+        Ok(ids)
     }
 
     /// How many messages the queue holds, also hidden ones. Approximate, as everything that SQS counts.

@@ -123,7 +123,8 @@ async fn play(args: &DemoArgs, view: &View, queue: &Queue, database: &Database) 
     let settings = hurried(&args.worker);
     let probed = run::serve_probes(&settings, &shutdown, &metrics).await?;
     let worker = tokio::spawn({
-        let (queues, postgres, metrics) = (vec![queue.sqs(settings.sqs(&queue.url)).await?], postgres.clone(), Arc::clone(&metrics));
+        let (queues, postgres, metrics) =
+            (vec![queue.sqs(settings.sqs(&queue.url)).await?], postgres.clone(), Arc::clone(&metrics));
         let shutdown = shutdown.clone();
         async move { run::work(queues, &postgres, &settings, shutdown, metrics, &probed).await }
     });

@@ -63,10 +63,8 @@ impl Database {
         statement_timeout: Duration,
     ) -> anyhow::Result<Self> {
         let Surroundings { path, temp_dir, cache_dir } = surroundings;
-        let local = LocalPostgresSettings {
-            progress: Some(progress),
-            ..LocalPostgresSettings::new(path, temp_dir, cache_dir)
-        };
+        let local =
+            LocalPostgresSettings { progress: Some(progress), ..LocalPostgresSettings::new(path, temp_dir, cache_dir) };
         let server = LocalPostgres::start(local).await?;
         let database = Self::given(&server.url(), None, statement_timeout)?;
         Ok(Self { server: Some(server), ..database })

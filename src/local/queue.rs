@@ -9,7 +9,7 @@
 //! timestamps those that SQS reports; a test may start at zero.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     fmt,
     str::FromStr,
     time::Duration,
@@ -35,6 +35,7 @@ pub struct LocalQueue<B> {
     totals: Totals,
     /// How many messages were received so many times; the index is the number of times.
     receive_counts: Vec<u64>,
+    ages: BTreeMap<u64, u64>,
 }
 
 /// What a queue is told when it is made. All but the seed can be changed later.
@@ -159,6 +160,7 @@ impl<B: Clone> LocalQueue<B> {
             counts: Counts::default(),
             totals: Totals::default(),
             receive_counts: vec![0],
+            ages: BTreeMap::new(),
         }
     }
 
@@ -226,6 +228,8 @@ impl<B: Clone> LocalQueue<B> {
         if message.receive_count != handle.receive {
             return Ok(Deletion::Superseded);
         }
+        let age = now.saturating_sub(message.sent_at);
+        *self.ages.entry(rounded(age.as_millis() as u64)).or_default() += 1;
         self.remove(handle.serial);
         self.totals.deleted += 1;
         Ok(Deletion::Deleted)
@@ -304,6 +308,12 @@ impl<B: Clone> LocalQueue<B> {
     /// The most times that any message was received, those that are gone included.
     pub fn max_receive_count(&self) -> usize {
         self.receive_counts.len() - 1
+    }
+
+    /// How old the deleted messages were, from their sending to their delete, and how many were so old. In milliseconds,
+    /// rounded down by less than 1 %.
+    pub fn ages(&self) -> &BTreeMap<u64, u64> {
+        &self.ages
     }
 
     /// The bodies of all messages that the queue holds, oldest first.
@@ -402,6 +412,12 @@ impl<B: Clone> LocalQueue<B> {
     fn knows(&self, handle: ReceiptHandle) -> bool {
         handle.queue == self.seed && handle.serial < self.next_serial && handle.receive > 0
     }
+}
+
+/// Keeps the first seven bits, so that there are few different ages.
+fn rounded(millis: u64) -> u64 {
+    let drop = (u64::BITS - millis.leading_zeros()).saturating_sub(7);
+    millis >> drop << drop
 }
 
 /// Stands for one receive of one message. Opaque to consumers; text on the wire.

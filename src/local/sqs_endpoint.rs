@@ -66,6 +66,8 @@ pub struct Calls {
     pub entries: u64,
     /// Requests that met a fault other than a delay.
     pub faults: u64,
+    /// Requests as AWS bills them: of a receive's bodies, every 64 KiB are one.
+    pub billed: u64,
 }
 
 impl SqsEndpoint {
@@ -188,6 +190,11 @@ impl QueueHandle {
         self.queue.with(|state, _| state.messages.receive_counts().to_vec())
     }
 
+    /// How many messages were how old when they were deleted, in milliseconds rounded down by less than 1 %.
+    pub fn ages(&self) -> BTreeMap<u64, u64> {
+        self.queue.with(|state, _| state.messages.ages().clone())
+    }
+
     /// The most times that any message was received, those that are gone included.
     pub fn max_receive_count(&self) -> usize {
         self.queue.with(|state, _| state.messages.max_receive_count())
@@ -219,6 +226,8 @@ impl QueueHandle {
 const MAX_REQUEST_BYTES: usize = 8 << 20;
 /// What SQS takes as one message or one batch, since August 2025.
 const MAX_MESSAGE_BYTES: usize = 1 << 20;
+/// So much of a payload is one request on the bill.
+const BILLED_BYTES: usize = 64 << 10;
 const STOP_GRACE: Duration = Duration::from_secs(5);
 const ACCOUNT: &str = "000000000000";
 
@@ -293,11 +302,16 @@ impl Server {
         let calls = control.calls.entry(action).or_default();
         calls.requests += 1;
         calls.faults += u64::from(plan.is_fault());
+        calls.billed += 1;
         plan
     }
 
     fn count_entries(&self, action: Action, entries: usize) {
         lock(&self.control).calls.entry(action).or_default().entries += entries as u64;
+    }
+
+    fn bill_more(&self, action: Action, requests: usize) {
+        lock(&self.control).calls.entry(action).or_default().billed += requests as u64;
     }
 
     async fn perform(&self, action: Action, body: &[u8], plan: &Plan) -> Result<Bytes, SqsError> {
@@ -363,7 +377,9 @@ impl Server {
             }
         };
         let messages = queue.receive(plan.places(max as usize), visibility, over).await;
+        let bytes: usize = messages.iter().map(|message| message.body.bytes).sum();
         self.count_entries(Action::ReceiveMessage, messages.len());
+        self.bill_more(Action::ReceiveMessage, bytes.saturating_sub(1) / BILLED_BYTES);
         Ok(wire::received(&messages, &wire::WantedAttributes::new(&request)))
     }
 

@@ -9,7 +9,7 @@
 
 mod bodies;
 mod cast;
-mod dice;
+pub(crate) mod dice;
 mod junk;
 mod life;
 mod relays;
@@ -25,6 +25,7 @@ use uuid::Uuid;
 use bodies::{Envelope, Path};
 use dice::Dice;
 use junk::{Noise, Poison};
+pub use life::MARK;
 use life::{Happening, Mail, What};
 use relays::Gatherer;
 pub use truth::{BounceClass, Facts, RowKey, Truth};

@@ -45,7 +45,7 @@ pub enum Fault {
 /// The faults of an endpoint. Empty at first; changed at run time by `SqsEndpoint::faults`.
 ///
 /// A request meets its delay first, then the next step of its action's script or, where that is used
-/// up, the action's standing fault. Entry failures and thin receives apply to what is still performed.
+/// up, one of the faults that come by lot, or the action's standing fault. Entry failures and thin receives apply to what is still performed.
 /// Everything that is drawn by lot follows from [`seed`](Self::seed) and the order of the requests.
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
@@ -63,6 +63,12 @@ impl Faults {
     /// Sets what befalls every request of the action that no script covers. `Fault::None` ends it.
     pub fn always(&mut self, action: Action, fault: Fault) -> &mut Self {
         self.rule(action).standing = fault;
+        self
+    }
+
+    /// Adds a fault that befalls this share (0 to 1) of the action's requests that no script covers, drawn one by one.
+    pub fn sometimes(&mut self, action: Action, share: f64, fault: Fault) -> &mut Self {
+        self.rule(action).by_lot.push((share, fault));
         self
     }
 
@@ -106,11 +112,12 @@ impl Faults {
         let Some(rule) = self.rules.get_mut(&action) else {
             return Plan::default();
         };
-        let fault = rule.script.pop_front().unwrap_or_else(|| rule.standing.clone());
+        let scripted = rule.script.pop_front();
+        let (by_lot, standing) = (rule.by_lot.clone(), rule.standing.clone());
         let (delay, jitter) = (rule.delay, rule.jitter);
         let (failing_entries, empty_places) = (rule.failing_entries, rule.empty_places);
         Plan {
-            fault,
+            fault: scripted.or_else(|| self.draw_fault(&by_lot)).unwrap_or(standing),
             delay: if jitter.is_zero() { delay } else { delay + jitter.mul_f64(self.draw()) },
             failing_entries: self.draw_ten(failing_entries),
             empty_places: self.draw_ten(empty_places),
@@ -119,6 +126,15 @@ impl Faults {
 
     fn rule(&mut self, action: Action) -> &mut Rule {
         self.rules.entry(action).or_default()
+    }
+
+    fn draw_fault(&mut self, by_lot: &[(f64, Fault)]) -> Option<Fault> {
+        let mut lot = if by_lot.is_empty() { 1.0 } else { self.draw() };
+        let hit = by_lot.iter().find(|(share, _)| {
+            lot -= share;
+            lot < 0.0
+        });
+        hit.map(|(_, fault)| fault.clone())
     }
 
     fn draw_ten(&mut self, share: f64) -> [bool; 10] {
@@ -171,6 +187,7 @@ impl Plan {
 #[derive(Clone, Debug)]
 struct Rule {
     script: VecDeque<Fault>,
+    by_lot: Vec<(f64, Fault)>,
     standing: Fault,
     delay: Duration,
     jitter: Duration,
@@ -182,6 +199,7 @@ impl Default for Rule {
     fn default() -> Self {
         Self {
             script: VecDeque::new(),
+            by_lot: Vec::new(),
             standing: Fault::None,
             delay: Duration::ZERO,
             jitter: Duration::ZERO,

@@ -209,6 +209,8 @@ fn unknown_attribute(name: &str) -> SqsError {
 pub(super) struct StoredBody {
     /// A JSON string literal, quotes included.
     pub(super) json: Box<str>,
+    /// How long the body itself is.
+    pub(super) bytes: usize,
     pub(super) md5: String,
 }
 
@@ -217,7 +219,7 @@ pub(super) type MessageBody = Arc<StoredBody>;
 impl StoredBody {
     pub(super) fn new(text: &str) -> Self {
         let json = serde_json::to_string(text).expect("every text can be written as JSON");
-        Self { json: json.into(), md5: format!("{:x}", Bytes::copy_from_slice(&Md5::digest(text))) }
+        Self { json: json.into(), bytes: text.len(), md5: format!("{:x}", Bytes::copy_from_slice(&Md5::digest(text))) }
     }
 
     pub(super) fn text(&self) -> String {

@@ -240,7 +240,7 @@ async fn a_script_of_faults_runs_step_by_step() {
     let ok = "http/1.1 200 ok";
     let (unavailable, failed) = ("http/1.1 503 service unavailable", "http/1.1 500 internal server error");
     assert_eq!(heads, [unavailable, ok, "", failed, ok]);
-    let calls = Calls { requests: 5, entries: 4, faults: 3 };
+    let calls = Calls { requests: 5, entries: 4, faults: 3, billed: 5 };
     assert_eq!(endpoint.calls(Action::ReceiveMessage), calls);
 }
 

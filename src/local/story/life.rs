@@ -28,6 +28,9 @@ pub(super) struct Mail {
     spelling: IdSpelling,
 }
 
+/// Every id of a made-up mail ends in this. Those that SES gives end in six zeros.
+pub const MARK: &str = "-facade";
+
 /// How a sender stores the id that SES gave the mail.
 #[derive(Clone, Copy)]
 enum IdSpelling {
@@ -125,8 +128,8 @@ impl Mail {
         let known = !dice.chance(mess.unknown_mails);
         Self {
             at_ms,
-            // The id's region, the Unix ms, a random uuid and a counter that is always zero.
-            message_id: format!("0102{at_ms:012x}-{uuid}-000000"),
+            // The id's region, the Unix ms, a random uuid and a counter, which SES leaves at zero.
+            message_id: format!("0102{at_ms:012x}-{uuid}{MARK}"),
             log_uuid: uuid::Builder::from_unix_timestamp_millis(at_ms.unsigned_abs(), &dice.bytes()).into_uuid(),
             recipients: (first..first + recipients).map(|n| person(n, dice.below(12) == 0)).collect(),
             campaign: dice.pick(&CAMPAIGNS),
