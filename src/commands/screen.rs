@@ -32,8 +32,8 @@ impl Screen {
     /// A line that takes the place of the one before, unless that was the last word.
     pub(super) fn redraw(&self, line: &str, finished: bool) {
         match self.terminal && !finished {
-            true => self.write(&format!("\r{line}")),
-            false if self.terminal => self.say(&format!("\r{line}")),
+            true => self.write(&format!("\r{line:<79}")),
+            false if self.terminal => self.say(&format!("\r{line:<79}")),
             false => self.say(line),
         }
     }

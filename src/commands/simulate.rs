@@ -52,7 +52,7 @@ use crate::{
 use application::{Sending, SentAt};
 use chaos::Mischief;
 use report::{Report, Traffic};
-use scenario::{Name, SOAK_RATE, Scenario, Trouble};
+use scenario::{Name, QueueTroubles, SOAK_RATE, Scenario, Trouble};
 use workers::{Crew, Launch};
 
 /// Arguments of `simulate`.
@@ -86,7 +86,7 @@ pub struct SimulateArgs {
     #[arg(long)]
     json: bool,
 
-    /// Remove what simulations have left in the database; without SCENARIO nothing else is done, else it is done at the end
+    /// Remove what simulations have left in the database; without SCENARIO nothing else is done; with one, it is done at the end if all is as it must be
     #[arg(long)]
     clean: bool,
 
@@ -129,6 +129,10 @@ struct TargetArgs {
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Troubles, instead of the scenario's")]
 struct TroubleArgs {
+    /// None of the scenario's troubles with queue, database and workers: only the untidy mails are left
+    #[arg(long)]
+    calm: bool,
+
     /// Times that a worker gets SIGKILL and is started again
     #[arg(long, value_name = "N")]
     kills: Option<usize>,
@@ -231,23 +235,26 @@ pub async fn run(args: SimulateArgs, surroundings: Surroundings) -> anyhow::Resu
     let screen = Screen::new(args.json);
     let args = SimulateArgs { seed: Some(args.seed.unwrap_or_else(draw_seed)), ..args };
     let scenario = args.scenario();
-    let cleaning_only = args.clean && args.scenario.is_none();
-    let outcome = unless_interrupted("simulator", async {
-        args.ask(&screen)?;
-        if cleaning_only {
-            return clean(&args, &screen).await.map(|()| true);
+    let simulation = async {
+        if args.clean && args.scenario.is_none() {
+            clean(&args, &screen).await?;
+            return Ok(true);
         }
         let stage = Stage::open(&args, &scenario, surroundings, &screen).await?;
-        let report = play(&args, &scenario, &stage, &screen).await;
-        if args.clean && report.is_ok() {
+        let report = play(&args, &scenario, &stage, &screen).await?;
+        report.print(&screen)?;
+        // What is not as it must be stays, to be looked at.
+        if args.clean && report.holds() {
             clean(&args, &screen).await?;
         }
         stage.close().await?;
-        let report = report?;
-        report.print(&screen)?;
         Ok(report.holds())
-    });
-    match outcome.await? {
+    };
+    let outcome = match args.ask(&screen) {
+        Ok(()) => unless_interrupted("simulator", simulation).await?,
+        Err(refused) => Some(Err(refused)),
+    };
+    match outcome {
         Some(Ok(true)) => Ok(ExitCode::SUCCESS),
         Some(Ok(false)) => Ok(ExitCode::FAILURE),
         Some(Err(Failure::Broken(e))) => Err(e),
@@ -295,6 +302,7 @@ async fn play(args: &SimulateArgs, scenario: &Scenario, stage: &Stage, screen: &
     };
     let in_time = sending.sent.load(Ordering::Relaxed);
     screen.redraw(&progress_line(stage, &crew, &story, in_time, &mischief, started), true);
+    screen.say("  comparing the database with the truth");
     let findings = compare(args, stage, &story, (&rejects, &before, since), &mischief, scenario).await?;
     crew.stop().await?;
     let first = match findings.differences.mails.first() {
@@ -439,14 +447,13 @@ fn progress_line(
     let (done, mischief) = (stage.done(crew), mischief.done());
     let database = if mischief.is_away { ", database away" } else { "" };
     let kills = if mischief.kills > 0 { format!(", {} kills", mischief.kills) } else { String::new() };
-    let line = format!(
+    format!(
         "  {:>4} s {:>3} %   sent {}, done {}{kills}{database}",
         started.elapsed().as_secs(),
         done * 100 / story.truth.messages.max(1) as u64,
         grouped(sent as u64),
         grouped(done),
-    );
-    format!("{line:<78}")
+    )
 }
 
 /// What must be in quarantine. The story knows how many there are, but not which part of a body they are.
@@ -677,17 +684,16 @@ impl SimulateArgs {
             ),
             (
                 scenario.troubles_database() && target.database_url.is_some(),
-                "this scenario stops the database or cuts its connections, which it does to a private one only: leave out \
-                 --database-url, or switch the troubles off (--cuts 0 --restarts 0 --crashes 0 --away 0s)",
+                "this stops the database or cuts its connections, which is done to a private one only: leave out \
+                 --database-url, or add --calm",
             ),
             (
-                self.troubles_queue(&scenario) && target.queue_url.is_some(),
-                "this scenario makes the queue fail, which only the embedded one does: leave out --queue-url, or take another \
-                 scenario",
+                scenario.troubles_queue() && target.queue_url.is_some(),
+                "this makes the queue fail, which only the embedded one does: leave out --queue-url, or add --calm",
             ),
             (
                 scenario.kills() && scenario.workers == 0,
-                "this scenario kills workers, which it does to its own only: leave out --workers 0, or add --kills 0",
+                "this kills workers, which is done to those of the simulator only: leave out --workers 0, or add --calm",
             ),
         ];
         if let Some((_, why)) = rules.into_iter().find(|(broken, _)| *broken) {
@@ -729,10 +735,6 @@ impl SimulateArgs {
         Some(format!(
             "the database at {host} is not on this machine, and rows of made-up mails are written to it or removed"
         ))
-    }
-
-    fn troubles_queue(&self, scenario: &Scenario) -> bool {
-        scenario.queue != scenario::QueueTroubles::default()
     }
 
     /// The named scenario, with what the user wants otherwise.
@@ -785,6 +787,7 @@ impl SimulateArgs {
             words.push(format!("--mails {}", recipe.mails));
         }
         words.extend(self.workers.map(|workers| format!("--workers {workers}")));
+        words.extend(self.duration.map(|time| format!("--duration {}ms", time.as_millis())));
         words.extend(self.troubles.words());
         if !self.settings.is_empty() {
             words.push(format!("-- {}", self.settings.join(" ")));
@@ -795,6 +798,10 @@ impl SimulateArgs {
 
 impl TroubleArgs {
     fn apply(&self, scenario: &mut Scenario) {
+        if self.calm {
+            scenario.troubles.clear();
+            scenario.queue = QueueTroubles::default();
+        }
         let mut set = |wanted: Option<usize>, trouble: Trouble| {
             if let Some(times) = wanted {
                 scenario.troubles.retain(|(other, _)| *other != trouble);
@@ -830,6 +837,7 @@ impl TroubleArgs {
         let percent = |value: Option<f64>, name| text(value.map(|value| value.to_string()), name);
         let time = |value: Option<Duration>, name| text(value.map(|value| format!("{}ms", value.as_millis())), name);
         [
+            self.calm.then(|| "--calm".to_owned()),
             number(self.kills, "kills"),
             number(self.cuts, "cuts"),
             number(self.restarts, "restarts"),

@@ -414,9 +414,9 @@ impl<B: Clone> LocalQueue<B> {
     }
 }
 
-/// Keeps the first seven bits, so that there are few different ages.
+/// Keeps the first eight bits, so that there are few different ages.
 fn rounded(millis: u64) -> u64 {
-    let drop = (u64::BITS - millis.leading_zeros()).saturating_sub(7);
+    let drop = (u64::BITS - millis.leading_zeros()).saturating_sub(8);
     millis >> drop << drop
 }
 

@@ -83,7 +83,7 @@ async fn end_of(mut command: Command) -> Ended {
 }
 
 /// A running worker. Killed when its test lets go of it.
-struct Running {
+pub(crate) struct Running {
     child: Child,
     log: Arc<Mutex<String>>,
     reading: JoinHandle<()>,
@@ -98,7 +98,7 @@ struct Answer {
 
 impl Running {
     /// Starts a worker with short times, and waits until it takes messages.
-    async fn start(database_url: &str, queue_url: &str, more: &[&str]) -> Self {
+    pub(crate) async fn start(database_url: &str, queue_url: &str, more: &[&str]) -> Self {
         let running = Self::spawn(database_url, queue_url, more);
         running.says("receiving from ").await;
         running
@@ -189,7 +189,7 @@ impl Running {
     }
 
     /// SIGTERM, and the farewell of a worker that left as it should.
-    async fn stop(self) -> Farewell {
+    pub(crate) async fn stop(self) -> Farewell {
         self.signal("TERM").await;
         let (code, log) = self.ended().await;
         assert_eq!(code, Some(0), "{log}");
@@ -203,7 +203,7 @@ impl Running {
 }
 
 /// The counts in the last line of the log.
-struct Farewell(Value);
+pub(crate) struct Farewell(Value);
 
 impl Farewell {
     fn read(log: &str) -> Self {
@@ -223,7 +223,7 @@ impl Farewell {
 }
 
 /// The application and SES do their part, all of it.
-async fn play(database: &Database, queue: &QueueHandle, story: &Story) {
+pub(crate) async fn play(database: &Database, queue: &QueueHandle, story: &Story) {
     for step in story.steps() {
         match step {
             Step::WriteLog(row) => database.write_log(&row).await,

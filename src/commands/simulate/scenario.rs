@@ -20,7 +20,7 @@ pub(super) enum Name {
     Outage,
     /// Three workers, killed 120 times while they work
     KillStorm,
-    /// More messages that nobody can understand than good ones
+    /// As many messages that nobody can understand as good ones
     PoisonFlood,
     /// Half of all log rows are written after the events
     LateLogs,
@@ -162,7 +162,7 @@ impl Name {
             Self::PoisonFlood => Scenario {
                 name: "poison-flood",
                 mails: 2_000,
-                mess: Mess { poison: 1.2, noise: 0.3, ..Mess::default() },
+                mess: Mess { poison: 1.0, noise: 0.3, ..Mess::default() },
                 sending: Duration::ZERO,
                 ..smoke
             },
@@ -232,6 +232,11 @@ impl Scenario {
         self.troubles.iter().any(|(trouble, times)| *trouble != Trouble::Kill && *times > 0)
     }
 
+    /// Whether the queue has to be our own.
+    pub(super) fn troubles_queue(&self) -> bool {
+        self.queue != QueueTroubles::default()
+    }
+
     /// Whether workers are killed.
     pub(super) fn kills(&self) -> bool {
         self.troubles.iter().any(|(trouble, times)| *trouble == Trouble::Kill && *times > 0)
@@ -263,6 +268,32 @@ impl QueueTroubles {
         }
         if let Some(fill) = self.fill {
             faults.thin_receives(fill);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::ValueEnum as _;
+
+    use super::*;
+
+    #[test]
+    fn the_same_seed_plans_the_same_troubles_and_another_seed_others() {
+        let moments =
+            |seed| -> Vec<f64> { Name::Soak.scenario().planned(seed).iter().map(|planned| planned.done).collect() };
+        assert_eq!(moments(1), moments(1));
+        assert_ne!(moments(1), moments(2));
+    }
+
+    #[test]
+    fn troubles_are_planned_in_order_while_there_is_work() {
+        for name in Name::value_variants() {
+            let scenario = name.scenario();
+            let planned = scenario.planned(7);
+            assert_eq!(planned.len(), scenario.troubles.iter().map(|(_, times)| times).sum::<usize>());
+            assert!(planned.is_sorted_by(|a, b| a.done <= b.done));
+            assert!(planned.iter().all(|planned| (0.02..0.9).contains(&planned.done)), "{planned:?}");
         }
     }
 }
