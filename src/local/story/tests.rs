@@ -395,7 +395,7 @@ fn decode_finds_all_there_is_and_as_often_as_the_truth_says() {
                 Outcome::Ignored(reason) => outcomes.push(reason),
                 Outcome::Event(event) => {
                     wrappers.extend(leaf.envelope);
-                    for row in event.into_events(&DecodeSettings::default()) {
+                    for row in event.into_events() {
                         events += 1;
                         kinds.insert(row.kind.as_str().to_owned());
                         keys.insert(RowKey {
