@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow, bail};
 use aws_config::SdkConfig;
 use aws_credential_types::provider::{ProvideCredentials as _, SharedCredentialsProvider};
 use aws_sigv4::{
@@ -31,6 +31,7 @@ use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{sync::Mutex, time::timeout};
+use tracing::debug;
 
 const CONNECT: Duration = Duration::from_secs(3);
 /// How long to wait for credentials here. The SDK has more patience, and can say why there are none.
@@ -70,14 +71,15 @@ impl Direct {
     /// Asks once. `action` is like `AmazonSQS.ReceiveMessage`. `None` is anything but an accepted request: the SDK shall
     /// ask.
     pub(super) async fn ask<T: DeserializeOwned>(&self, action: &'static str, request: &impl Serialize) -> Option<T> {
-        self.try_to_ask(action, request).await.ok().flatten()
+        let answer = self.try_to_ask(action, request).await;
+        answer.inspect_err(|e| debug!(action, "left to the SDK: {e:#}")).ok()
     }
 
     async fn try_to_ask<T: DeserializeOwned>(
         &self,
         action: &'static str,
         request: &impl Serialize,
-    ) -> anyhow::Result<Option<T>> {
+    ) -> anyhow::Result<T> {
         let endpoint = self.endpoint.0.get().context("the SDK has not found the service yet")?;
         let identity = self.identity().await.context("no credentials")?;
         let request = self.signed(endpoint, &identity, action, serde_json::to_vec(request)?)?;
@@ -87,10 +89,11 @@ impl Direct {
             if status.is_client_error() {
                 *self.identity.lock().await = None; // perhaps they have been withdrawn
             }
-            return Ok(None);
+            bail!("status {status}");
         }
         let body = answer.take_body().collect().await.map_err(anyhow::Error::from_boxed)?;
-        Ok(Some(serde_json::from_slice(&body.to_bytes())?))
+        // What the parser says may show some of it.
+        serde_json::from_slice(&body.to_bytes()).map_err(|_| anyhow!("cannot read the answer"))
     }
 
     fn signed(

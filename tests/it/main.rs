@@ -20,6 +20,7 @@ mod orphans;
 mod outages;
 mod roles;
 mod schema;
+mod signature;
 mod simulate;
 mod status;
 mod store;
