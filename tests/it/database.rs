@@ -125,6 +125,11 @@ impl Database {
 
     /// Writes a log row as a sending application does.
     pub(crate) async fn write_log(&self, row: &LogRow) {
-        sender::write_logs(&self.store(), std::slice::from_ref(row)).await.expect("a log row can be written");
+        self.try_to_write_log(row).await.expect("a log row can be written");
+    }
+
+    /// The same while connections are being cut.
+    pub(crate) async fn try_to_write_log(&self, row: &LogRow) -> anyhow::Result<()> {
+        sender::write_logs(&self.store(), std::slice::from_ref(row)).await
     }
 }

@@ -2,7 +2,7 @@
 //! wrong what a script tells them to.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque, btree_map::Entry},
     future::pending,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -12,7 +12,7 @@ use ses_ledger::{
     event::{Event, EventKind, MessageId},
     local::{
         queue::{Counts, Deletion, LocalQueue, QueueSettings, ReceiptHandle, Totals},
-        story::{LogRow, RowKey},
+        story::{BounceClass, Facts, LogRow, RowKey},
     },
     pipeline::{
         Queue, QueueError, Store, StoreError, Verdict,
@@ -48,17 +48,21 @@ pub(crate) enum Fault {
 struct Script {
     steps: VecDeque<Fault>,
     standing: Fault,
+    /// How many calls met with a fault.
+    met: u64,
 }
 
 impl Default for Script {
     fn default() -> Self {
-        Self { steps: VecDeque::new(), standing: Fault::None }
+        Self { steps: VecDeque::new(), standing: Fault::None, met: 0 }
     }
 }
 
 impl Script {
     fn next(&mut self) -> Fault {
-        self.steps.pop_front().unwrap_or(self.standing)
+        let fault = self.steps.pop_front().unwrap_or(self.standing);
+        self.met += u64::from(fault != Fault::None);
+        fault
     }
 }
 
@@ -146,7 +150,7 @@ impl MemoryQueue {
 
     /// Sets what befalls every call that no script covers. Takes back what is left of the script.
     pub(crate) fn always(&self, call: Call, fault: Fault) {
-        lock(&self.state).scripts[call as usize] = Script { steps: VecDeque::new(), standing: fault };
+        lock(&self.state).scripts[call as usize] = Script { standing: fault, ..Script::default() };
     }
 
     /// Lets every receive take so long before it looks.
@@ -165,6 +169,11 @@ impl MemoryQueue {
 
     pub(crate) fn totals(&self) -> Totals {
         lock(&self.state).messages.totals()
+    }
+
+    /// How many calls, or entries of calls, met with a fault.
+    pub(crate) fn faults_met(&self) -> u64 {
+        lock(&self.state).scripts.iter().map(|script| script.met).sum()
     }
 
     pub(crate) fn is_drained(&self) -> bool {
@@ -238,6 +247,7 @@ impl MemoryQueue {
             let mut failed = Vec::new();
             for (entry, receipt) in committed.receipts().iter().enumerate() {
                 if state.failing_entries.pop_front() == Some(true) {
+                    state.scripts[Call::Delete as usize].met += 1;
                     failed.push(entry);
                 } else {
                     let deletion = state.messages.delete(handle(receipt), now).expect("the handle is of this queue");
@@ -372,21 +382,29 @@ pub(crate) const REFUSED: &str = "refused";
 /// The store refuses to quarantine a body that holds this.
 pub(crate) const UNSTORABLE: &str = "unstorable";
 
-/// A store with the product's two rules of uniqueness. Its clones are the same store.
+/// A store with the product's two rules of uniqueness and its rules for facts. Its clones are the same store.
 #[derive(Clone, Default)]
 pub(crate) struct MemoryStore(Arc<Mutex<StoreState>>);
 
 #[derive(Default)]
 struct StoreState {
     rows: BTreeSet<RowKey>,
-    /// And the log that the event named in its tag.
-    orphans: BTreeMap<RowKey, Option<Uuid>>,
+    orphans: BTreeMap<RowKey, Parked>,
     /// The bodies, and why each is here.
     quarantine: BTreeMap<Vec<u8>, String>,
-    known_ids: HashSet<String>,
-    known_logs: HashSet<Uuid>,
+    /// The log of each mail whose id is known.
+    logs: HashMap<String, Uuid>,
+    facts: BTreeMap<Uuid, Facts>,
     script: Script,
     miscounts: usize,
+}
+
+/// An event of a mail that is not known yet.
+struct Parked {
+    /// The log that it names in its tag.
+    log: Option<Uuid>,
+    /// What it says about its mail, it and all others with the same key.
+    says: Facts,
 }
 
 impl MemoryStore {
@@ -405,18 +423,22 @@ impl MemoryStore {
         lock(&self.0).miscounts = inserts;
     }
 
+    /// What befalls the next insert, for a store that keeps this one beside itself.
+    pub(crate) fn next_fault(&self) -> Fault {
+        lock(&self.0).script.next()
+    }
+
+    /// How many inserts met with a fault.
+    pub(crate) fn faults_met(&self) -> u64 {
+        lock(&self.0).script.met
+    }
+
     /// The log row of a mail is there.
     pub(crate) fn write_log(&self, row: &LogRow) {
         let mut state = lock(&self.0);
-        state.known_logs.insert(row.uuid);
-        state
-            .known_ids
-            .extend(row.aws_message_id.as_deref().and_then(MessageId::parse).map(|id| id.as_str().to_owned()));
-    }
-
-    /// The log row of the mail with this id is there.
-    pub(crate) fn know(&self, message_id: &str) {
-        lock(&self.0).known_ids.insert(message_id.to_owned());
+        state.facts.entry(row.uuid).or_default();
+        let id = row.aws_message_id.as_deref().and_then(MessageId::parse);
+        state.logs.extend(id.map(|id| (id.as_str().to_owned(), row.uuid)));
     }
 
     /// Attaches orphans whose mail is known by now.
@@ -424,14 +446,13 @@ impl MemoryStore {
         let mut state = lock(&self.0);
         let orphans = std::mem::take(&mut state.orphans);
         // An orphan that names its log tells the id of the mail for all others.
-        let linked = orphans.iter().filter(|(_, log)| log.is_some_and(|log| state.known_logs.contains(&log)));
-        let linked: Vec<String> = linked.map(|(key, _)| key.aws_message_id.clone()).collect();
-        state.known_ids.extend(linked);
-        for (key, log) in orphans {
-            if state.knows(&key.aws_message_id, log) {
-                state.rows.insert(key);
-            } else {
-                state.orphans.insert(key, log);
+        for (key, parked) in &orphans {
+            state.log_of(&key.aws_message_id, parked.log);
+        }
+        for (key, parked) in orphans {
+            match state.log_of(&key.aws_message_id, parked.log) {
+                Some(log) => drop(state.attach(log, key, parked.says)),
+                None => drop(state.orphans.insert(key, parked)),
             }
         }
     }
@@ -444,9 +465,22 @@ impl MemoryStore {
         lock(&self.0).orphans.keys().cloned().collect()
     }
 
+    pub(crate) fn facts(&self) -> BTreeMap<Uuid, Facts> {
+        lock(&self.0).facts.clone()
+    }
+
     /// The bodies in quarantine.
     pub(crate) fn quarantine(&self) -> BTreeSet<String> {
         lock(&self.0).quarantine.keys().map(|body| String::from_utf8_lossy(body).into_owned()).collect()
+    }
+
+    /// Inserts whatever the script says.
+    pub(crate) fn insert_now(
+        &self,
+        arrivals: &[Arrival],
+        quarantined: &[Quarantined],
+    ) -> Result<Vec<Verdict>, StoreError> {
+        lock(&self.0).insert(arrivals, quarantined)
     }
 
     fn holds(&self, needs: &[Need]) -> bool {
@@ -460,15 +494,11 @@ impl MemoryStore {
 
 impl Store for MemoryStore {
     async fn insert(&self, arrivals: &[Arrival], quarantined: &[Quarantined]) -> Result<Vec<Verdict>, StoreError> {
-        let fault = {
-            let mut state = lock(&self.0);
-            state.script.next()
-        };
-        match fault {
-            Fault::None => lock(&self.0).insert(arrivals, quarantined),
+        match self.next_fault() {
+            Fault::None => self.insert_now(arrivals, quarantined),
             Fault::Reject => Err(StoreError::Transient(anyhow::anyhow!("a planted fault"))),
             Fault::LoseAnswer => {
-                lock(&self.0).insert(arrivals, quarantined)?;
+                self.insert_now(arrivals, quarantined)?;
                 Err(StoreError::Transient(anyhow::anyhow!("a planted loss of an answer")))
             }
             Fault::Hang => pending().await,
@@ -504,24 +534,88 @@ impl StoreState {
     }
 
     fn insert_one(&mut self, event: &Event) -> Verdict {
-        let (key, log) = (row_key(event), event.log_uuid);
-        if self.knows(&key.aws_message_id, log) {
-            self.known_ids.insert(key.aws_message_id.clone());
-            if self.rows.insert(key) { Verdict::Inserted } else { Verdict::Duplicate }
-        } else {
-            match self.orphans.entry(key) {
-                Entry::Occupied(_) => Verdict::Duplicate,
-                Entry::Vacant(place) => {
-                    place.insert(log);
-                    Verdict::Orphaned
-                }
+        let (key, says) = (row_key(event), says(event));
+        if let Some(log) = self.log_of(&key.aws_message_id, event.log_uuid) {
+            return if self.attach(log, key, says) { Verdict::Inserted } else { Verdict::Duplicate };
+        }
+        match self.orphans.entry(key) {
+            Entry::Occupied(mut parked) => {
+                learn(&mut parked.get_mut().says, Facts { open_count: 0, click_count: 0, ..says });
+                Verdict::Duplicate
+            }
+            Entry::Vacant(place) => {
+                place.insert(Parked { log: event.log_uuid, says });
+                Verdict::Orphaned
             }
         }
     }
 
-    fn knows(&self, message_id: &str, log: Option<Uuid>) -> bool {
-        self.known_ids.contains(message_id) || log.is_some_and(|log| self.known_logs.contains(&log))
+    /// Whether the row is new. What it says counts in any case, but opens and clicks only once for each row.
+    fn attach(&mut self, log: Uuid, key: RowKey, says: Facts) -> bool {
+        let is_new = self.rows.insert(key);
+        let counted = Facts { open_count: 0, click_count: 0, ..says.clone() };
+        learn(self.facts.entry(log).or_default(), if is_new { says } else { counted });
+        is_new
     }
+
+    /// By the id of SES, else by the tag, which tells the id from then on.
+    fn log_of(&mut self, message_id: &str, tag: Option<Uuid>) -> Option<Uuid> {
+        if let Some(log) = self.logs.get(message_id) {
+            return Some(*log);
+        }
+        let log = tag.filter(|log| self.facts.contains_key(log))?;
+        self.logs.insert(message_id.to_owned(), log);
+        Some(log)
+    }
+}
+
+/// What one event says about its mail.
+fn says(event: &Event) -> Facts {
+    let (at, detail, none) = (Some(event.occurred_at), &event.detail, Facts::default());
+    match event.kind {
+        EventKind::Send => Facts { sent_at: at, ..none },
+        EventKind::Delivery => Facts { delivered_at: at, ..none },
+        EventKind::DeliveryDelay => Facts { delayed_at: at.into_iter().collect(), ..none },
+        EventKind::Reject => Facts { rejected_at: at, ..none },
+        EventKind::RenderingFailure => Facts { failed_at: at, ..none },
+        EventKind::Open => Facts { opened_at: at, open_count: 1, ..none },
+        EventKind::Click => Facts { clicked_at: at, click_count: 1, ..none },
+        EventKind::Bounce => {
+            let class = match detail.bounce_type.as_deref() {
+                Some("Permanent") => BounceClass::Permanent,
+                Some("Transient") => BounceClass::Transient,
+                _ => BounceClass::Undetermined,
+            };
+            Facts { bounced_at: at, bounce_class: Some(class), ..none }
+        }
+        EventKind::Complaint if detail.complaint_subtype.is_some() => {
+            Facts { bounced_at: at, bounce_class: Some(BounceClass::Permanent), ..none }
+        }
+        EventKind::Complaint if detail.complaint_type.as_deref() == Some("not-spam") => none,
+        EventKind::Complaint => Facts { complained_at: at, ..none },
+        EventKind::Subscription | EventKind::Other(_) => none,
+    }
+}
+
+/// The earliest of every time, the worst of the bounces, and the sums.
+fn learn(facts: &mut Facts, says: Facts) {
+    let times = [
+        (&mut facts.sent_at, says.sent_at),
+        (&mut facts.delivered_at, says.delivered_at),
+        (&mut facts.bounced_at, says.bounced_at),
+        (&mut facts.complained_at, says.complained_at),
+        (&mut facts.rejected_at, says.rejected_at),
+        (&mut facts.failed_at, says.failed_at),
+        (&mut facts.opened_at, says.opened_at),
+        (&mut facts.clicked_at, says.clicked_at),
+    ];
+    for (known, said) in times {
+        *known = [*known, said].into_iter().flatten().min();
+    }
+    facts.delayed_at = facts.delayed_at.union(&says.delayed_at).min().copied().into_iter().collect();
+    facts.bounce_class = facts.bounce_class.max(says.bounce_class);
+    facts.open_count += says.open_count;
+    facts.click_count += says.click_count;
 }
 
 fn is_refused(event: &Event) -> bool {

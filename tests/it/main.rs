@@ -4,6 +4,7 @@ mod arrivals;
 mod database;
 mod doubles;
 mod emulator;
+mod real_store;
 mod truth;
 mod worker;
 
