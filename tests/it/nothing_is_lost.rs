@@ -526,7 +526,8 @@ fn play<S: Store + Clone>(
         queue.script(Call::ChangeVisibility, trouble.visibility.iter().copied());
         queue.fail_entries(trouble.failing_entries.iter().copied());
         known.script(trouble.store.iter().copied());
-        work(world, trouble, &queue, store, write_log).await;
+        let inserted = work(world, trouble, &queue, store, write_log).await;
+        assert!(inserted <= world.rows.len() as u64, "{inserted} new events are counted of {}", world.rows.len());
         let totals = queue.totals();
         assert_eq!((totals.deleted, totals.sent), (totals.sent, publishes(world)), "deleted and sent messages");
         assert_eq!(queue.broken_rules(), [""; 0], "deleted before it was stored");
@@ -534,14 +535,15 @@ fn play<S: Store + Clone>(
     })
 }
 
-/// Workers come and go until the queue is drained.
+/// Workers come and go until the queue is drained. Returns how many events they took for new: fewer than there are where
+/// an answer was lost or an event waited for its mail, but never more.
 async fn work<S: Store + Clone>(
     world: &World,
     trouble: &Trouble,
     queue: &MemoryQueue,
     store: &S,
     write_log: impl Fn(&LogRow),
-) {
+) -> u64 {
     let sending = async {
         for (step, pause) in world.steps.iter().zip(trouble.pauses_ms.iter().cycle()) {
             sleep(Duration::from_millis(*pause)).await;
@@ -553,12 +555,13 @@ async fn work<S: Store + Clone>(
     };
     let others = Vec::from_iter((1..trouble.workers).map(|_| Worked::start(queue, store, trouble)));
     let working = async {
+        let mut inserted = 0;
         for life in &trouble.lives {
-            Worked::start(queue, store, trouble).end(*life).await;
+            inserted += Worked::start(queue, store, trouble).end(*life).await;
         }
-        Worked::start(queue, store, trouble)
+        (inserted, Worked::start(queue, store, trouble))
     };
-    let (last, ()) = tokio::join!(working, sending);
+    let ((mut inserted, last), ()) = tokio::join!(working, sending);
     let drained = async {
         while !queue.is_drained() {
             sleep(Duration::from_millis(500)).await;
@@ -567,8 +570,9 @@ async fn work<S: Store + Clone>(
     let drained = timeout(LONGEST, drained).await;
     assert!(drained.is_ok(), "the queue is never drained: {:?}", queue.counts());
     for worked in others.into_iter().chain([last]) {
-        worked.end(Life { ms: 0, end: End::Stopped }).await;
+        inserted += worked.end(Life { ms: 0, end: End::Stopped }).await;
     }
+    inserted
 }
 
 fn publishes(world: &World) -> u64 {
@@ -600,8 +604,8 @@ impl Worked {
         Self { metrics, shutdown, run: tokio::spawn(pipeline::run(worker)) }
     }
 
-    /// Lets it live for so long, ends it, and checks its counts.
-    async fn end(mut self, life: Life) {
+    /// Lets it live for so long, ends it, and checks its counts. Returns how many events it took for new.
+    async fn end(mut self, life: Life) -> u64 {
         sleep(Duration::from_millis(life.ms)).await;
         match life.end {
             End::Stopped => self.shutdown.stop.cancel(),
@@ -621,5 +625,6 @@ impl Worked {
         sleep(Duration::from_millis(1)).await; // a killed worker's tasks end one after the other
         assert_eq!(self.metrics.check_identities(), Drift { messages: 0, events: 0 }, "after {:?}", life.end);
         assert_eq!(self.metrics.messages_in_hand.get(), 0, "in hand after {:?}", life.end);
+        self.metrics.events_inserted.get()
     }
 }
