@@ -15,6 +15,11 @@ use super::{
     watchdog::Beat,
 };
 
+/// The most events, and the most rejects, to store at once. A body of 1 MiB can name 140,000 recipients: all of them in one
+/// statement would take longer than a statement may, and be tried again for ever.
+const MOST_EVENTS: usize = 10_000;
+const MOST_REJECTS: usize = 1_000;
+
 /// Messages whose outcome is committed. Made here only.
 pub struct Committed {
     receipts: Vec<Receipt>,
@@ -93,9 +98,9 @@ struct Portion {
 }
 
 impl Tally {
-    /// Stores all of the batch, in one piece if the database takes it so, else in halves of halves.
+    /// Stores all of the batch, in one piece if it is of a usual size and the database takes it so, else in halves of halves.
     async fn store_all<Q: Queue, S: Store>(&mut self, worker: &Worker<Q, S>, beat: &Beat, batch: &Batch) {
-        let mut todo = vec![Portion { arrivals: 0..batch.arrivals.len(), quarantined: 0..batch.quarantined.len() }];
+        let mut todo = Portion::all_of(batch);
         while let Some(portion) = todo.pop() {
             let arrivals = &batch.arrivals[portion.arrivals.clone()];
             let quarantined = &batch.quarantined[portion.quarantined.clone()];
@@ -159,6 +164,16 @@ impl Tally {
 }
 
 impl Portion {
+    /// All of a batch: one portion, unless something in it is huge.
+    fn all_of(batch: &Batch) -> Vec<Self> {
+        let (arrivals, quarantined) = (batch.arrivals.len(), batch.quarantined.len());
+        let count = arrivals.div_ceil(MOST_EVENTS).max(quarantined.div_ceil(MOST_REJECTS));
+        let piece = |n: usize, most: usize, end: usize| (n * most).min(end)..((n + 1) * most).min(end);
+        let portion =
+            |n| Self { arrivals: piece(n, MOST_EVENTS, arrivals), quarantined: piece(n, MOST_REJECTS, quarantined) };
+        (0..count).map(portion).collect()
+    }
+
     fn halves(self) -> [Self; 2] {
         let (a, q) = (self.arrivals, self.quarantined);
         // Rounded in opposite directions, so that one of each is split as well.

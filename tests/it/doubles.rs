@@ -397,6 +397,8 @@ struct StoreState {
     facts: BTreeMap<Uuid, Facts>,
     script: Script,
     miscounts: usize,
+    /// It never answers to more rows at once.
+    most_rows: Option<usize>,
 }
 
 /// An event of a mail that is not known yet.
@@ -421,6 +423,11 @@ impl MemoryStore {
     /// Lets the next inserts that store events leave out one verdict.
     pub(crate) fn miscount(&self, inserts: usize) {
         lock(&self.0).miscounts = inserts;
+    }
+
+    /// Lets inserts of more rows than so many take too long.
+    pub(crate) fn most_rows(&self, rows: usize) {
+        lock(&self.0).most_rows = Some(rows);
     }
 
     /// What befalls the next insert, for a store that keeps this one beside itself.
@@ -494,6 +501,9 @@ impl MemoryStore {
 
 impl Store for MemoryStore {
     async fn insert(&self, arrivals: &[Arrival], quarantined: &[Quarantined]) -> Result<Vec<Verdict>, StoreError> {
+        if lock(&self.0).most_rows.is_some_and(|most| arrivals.len() + quarantined.len() > most) {
+            return pending().await;
+        }
         match self.next_fault() {
             Fault::None => self.insert_now(arrivals, quarantined),
             Fault::Reject => Err(StoreError::Transient(anyhow::anyhow!("a planted fault"))),

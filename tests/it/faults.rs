@@ -3,6 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use serde_json::json;
 use ses_ledger::{
     metrics::{Drift, Metrics},
     pipeline::{self, PipelineSettings, QueueError, Shutdown, Worker},
@@ -197,6 +198,23 @@ async fn a_reject_that_cannot_be_quarantined_stays_in_the_queue_alone() {
 #[tokio::test(start_paused = true)]
 async fn a_refused_event_that_cannot_be_quarantined_stays_in_the_queue_alone() {
     stays_in_the_queue_alone(&event(&format!("{REFUSED}-{UNSTORABLE}")), 1).await;
+}
+
+/// More rows in one statement than the database can store before it ends the statement: never to be tried.
+#[tokio::test(start_paused = true)]
+async fn a_body_of_very_many_events_or_rejects_does_not_block_its_neighbours() {
+    let recipients: Vec<String> = (0..30_000).map(|n| format!("{n}@example.com")).collect();
+    let (mail, delivery) = (json!({ "messageId": "crowd" }), json!({ "recipients": recipients }));
+    let crowd = json!({ "eventType": "Delivery", "mail": mail, "delivery": delivery }).to_string();
+    let bench = Bench::start(settings());
+    bench.store.most_rows(11_000);
+    bench.queue.send(&crowd);
+    bench.queue.send(&json!((0..30_000).collect::<Vec<_>>()).to_string());
+    bench.send(20).await;
+    bench.until("all is stored", Bench::is_drained).await;
+    assert_eq!((bench.store.orphans().len(), bench.store.quarantine().len()), (30_020, 30_000));
+    assert_eq!(bench.metrics.store_retries.get(), 0);
+    bench.stop().await;
 }
 
 async fn stays_in_the_queue_alone(body: &str, events: u64) {
