@@ -197,7 +197,7 @@ named! {
         NestedTooDeep = "nested_too_deep",
         /// More than eight wrappers around each other.
         WrappedTooDeep = "wrapped_too_deep",
-        /// More leaves than a body of 1 MiB can hold events.
+        /// More leaves, or recipients in all, than a body of 1 MiB can hold events.
         TooManyLeaves = "too_many_leaves",
         /// JSON, but a bare value and not an object.
         NotAnObject = "not_an_object",

@@ -690,6 +690,14 @@ fn a_mebibyte_of_anything_is_decoded() {
     let leaves = unwrap(crowd.as_bytes());
     assert_eq!(leaves.len(), 1);
     assert!(matches!(&leaves[0].outcome, Outcome::Rejected(r) if r.reason == RejectReason::TooManyLeaves));
+    // So are more recipients, in one event or in several.
+    for (events, recipients) in [(1, 32_768), (1, 32_769), (4, 8_193)] {
+        let mut body = json!({ "eventType": "Delivery", "mail": mail(), "delivery": { "recipients": [] } });
+        body["delivery"]["recipients"] = (0..recipients).map(|n| format!("{n}@x")).collect();
+        let leaves = unwrap(Value::from(vec![body; events]).to_string().as_bytes());
+        let too_many = matches!(&leaves[0].outcome, Outcome::Rejected(r) if r.reason == RejectReason::TooManyLeaves);
+        assert_eq!(too_many, events * recipients > 32_768, "{recipients} in each of {events}");
+    }
     // Ten thousand bad elements cost their own bytes, not ten thousand bodies.
     let junk = unwrap(format!("[{}7]", "7,".repeat(9_999)).as_bytes());
     let kept = junk.iter().map(|leaf| match &leaf.outcome {

@@ -12,7 +12,8 @@ use crate::event::Source;
 /// The most wrappers around one leaf. Six were seen.
 const MAX_WRAPPERS: usize = 8;
 
-/// The most leaves of one body. SQS takes 1 MiB, which holds about 23,000 of the shortest events.
+/// The most leaves of one body, and the most rows of all its leaves together. SQS takes 1 MiB, which holds about 23,000 of
+/// the shortest events; but also 140,000 recipients of one event, whose rows would take 300 MiB of memory.
 const MAX_LEAVES: usize = 32_768;
 
 pub(super) fn unwrap(body: &[u8], received_at: OffsetDateTime, settings: &DecodeSettings) -> Vec<Leaf> {
@@ -24,7 +25,7 @@ pub(super) fn unwrap(body: &[u8], received_at: OffsetDateTime, settings: &Decode
             walk.reject(RejectReason::NotUtf8, &at, Vec::new);
         }
     }
-    if walk.leaves.len() > MAX_LEAVES {
+    if walk.leaves.len() > MAX_LEAVES || rows(&walk.leaves) > MAX_LEAVES {
         walk = Walk::new(received_at, settings);
         walk.reject(RejectReason::TooManyLeaves, "", Vec::new);
     }
@@ -32,6 +33,14 @@ pub(super) fn unwrap(body: &[u8], received_at: OffsetDateTime, settings: &Decode
         reject.raw = body.to_vec();
     }
     walk.leaves
+}
+
+fn rows(leaves: &[Leaf]) -> usize {
+    let of = |leaf: &Leaf| match &leaf.outcome {
+        Outcome::Event(event) => event.row_count(),
+        Outcome::Ignored(_) | Outcome::Rejected(_) => 1,
+    };
+    leaves.iter().map(of).sum()
 }
 
 /// The way from the body to the leaf at hand, and the leaves found so far.

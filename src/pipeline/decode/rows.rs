@@ -47,6 +47,11 @@ impl SesEvent {
         rows.into_iter().zip(payloads).map(row).collect()
     }
 
+    /// How many rows it has.
+    pub(super) fn row_count(&self) -> usize {
+        if self.has_own_rows() { self.recipients.len() } else { 1 }
+    }
+
     /// It has a row for each of its recipients, not one for the whole mail.
     fn has_own_rows(&self) -> bool {
         self.named_by_kind && !self.recipients.is_empty()
