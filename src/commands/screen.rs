@@ -98,6 +98,25 @@ pub(super) fn listed(title: &str, pairs: &[(String, i64)]) -> String {
     if pairs.is_empty() { text + "  nothing" } else { text }
 }
 
+/// A title and a text, wrapped at 80 columns; further lines begin below the text.
+pub(super) fn wrapped(title: &str, text: &str) -> String {
+    let (mut lines, indent) = (title.to_owned(), title.chars().count());
+    let mut column = indent;
+    for (n, word) in text.split_whitespace().enumerate() {
+        let length = word.chars().count();
+        if n > 0 && column + 1 + length > 80 {
+            lines.push_str(&format!("\n{:indent$}", ""));
+            column = indent;
+        } else if n > 0 {
+            lines.push(' ');
+            column += 1;
+        }
+        lines.push_str(word);
+        column += length;
+    }
+    lines
+}
+
 /// 1234567 as 1,234,567.
 pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();

@@ -408,12 +408,16 @@ async fn patiently<T, F: Future<Output = anyhow::Result<T>>>(ask: impl Fn() -> F
     ask().await
 }
 
+/// Asks the workers how they are, for ever.
 async fn look_after(crew: &Crew) -> anyhow::Error {
+    const EVERY: Duration = Duration::from_millis(200);
     loop {
         if let Err(e) = crew.look_after().await {
             return e;
         }
-        sleep(Duration::from_millis(200)).await;
+        let asked = Instant::now();
+        sleep(EVERY).await;
+        crew.stood_still(asked.elapsed().saturating_sub(EVERY));
     }
 }
 

@@ -17,7 +17,7 @@ use super::{
     workers::{Crew, Page, Record},
 };
 use crate::{
-    commands::screen::{Screen, clock, grouped, one_line},
+    commands::screen::{Screen, clock, grouped, one_line, wrapped},
     local::{
         sqs_endpoint::{Action, Calls},
         story::{Step, Story, Truth},
@@ -121,8 +121,8 @@ pub(super) fn carriers(story: &Story, moment: &str) -> Vec<Carrier> {
                 continue;
             }
             let way = match (&event.source.sns_message_id, &event.source.eventbridge_id) {
-                (Some(_), _) => "wrapped by SNS",
-                (None, Some(_)) => "from EventBridge",
+                (Some(_), _) => "by SNS",
+                (None, Some(_)) => "by EventBridge",
                 (None, None) => "raw",
             };
             let (kind, occurred_at) = (event.kind.as_str().to_owned(), event.occurred_at);
@@ -243,7 +243,7 @@ impl Report {
         if let Some(seen) = &self.traffic.seen {
             let _ = write!(
                 text,
-                "  {} messages sent = {} deleted + {} dead letters + {} left\n  {} copies handed out; {} messages came again, {} of them by the workers' doing\n",
+                "  {} messages sent = {} deleted + {} dead letters + {} left\n  {} copies handed out; {} came again, {} of these by the workers' doing\n",
                 grouped(self.sent as u64),
                 grouped(seen.deleted),
                 grouped(seen.dead),
@@ -303,7 +303,7 @@ impl Report {
         let lag = |percent| grouped(percentile(&self.ages, percent));
         let _ = writeln!(
             text,
-            "  lag        from sent to {until}, in ms: p50 {}, p95 {}, p99 {}, max {}",
+            "  lag        ms from sent to {until}: p50 {}, p95 {}, p99 {}, max {}",
             lag(0.5),
             lag(0.95),
             lag(0.99),
@@ -347,6 +347,13 @@ impl Report {
         if !troubles.is_empty() {
             let _ = writeln!(text, "  database   {}", troubles.join(", "));
         }
+        if self.record.stood_still > Duration::from_secs(1) {
+            let _ = writeln!(
+                text,
+                "  machine    stood still for up to {:.1} s: what is late or came again may be due to that",
+                self.record.stood_still.as_secs_f64()
+            );
+        }
         if let Some(seen) = &self.traffic.seen {
             let faults = seen.receives.faults + seen.deletes.faults + seen.visibility.faults;
             if faults > 0 || seen.most_receives > 1 {
@@ -369,7 +376,7 @@ impl Report {
                 write!(text, ", {} killed ({} while messages were in flight)", record.killed, done.kills_under_load);
         }
         for words in &record.died {
-            let _ = write!(text, "\n             one {}", one_line(words, 400));
+            let _ = write!(text, "\n{}", wrapped("             one ", &one_line(words, 400)));
         }
         text
     }
@@ -386,10 +393,10 @@ impl Report {
     fn verdict(&self, screen: &Screen) {
         if self.holds() {
             screen.say(&format!(
-                "  {} Every row, fact and status is what it must be.\n         Nothing is lost, nothing is doubled.\n\n  The same again: {}",
+                "  {} Every row, fact and status is what it must be.\n         Nothing is lost, nothing is doubled.\n",
                 screen.green("exact."),
-                self.command
             ));
+            screen.say(&wrapped("  The same again: ", &self.command));
             return;
         }
         screen.say(&format!("  {}", screen.red("NOT AS IT MUST BE. These do not hold:")));
@@ -401,13 +408,13 @@ impl Report {
             screen.say(&format!("\n  {} differences. The first:", grouped(differences.count as u64)));
         }
         for difference in &differences.described {
-            screen.say(&format!("    {}", one_line(difference, 400)));
+            screen.say(&wrapped("    ", &one_line(difference, 400)));
         }
         if let Some(first) = &self.first {
             screen.say(&format!("\n  {}\n", screen.bold("The first mail that is not as it must be")));
-            screen.say(&first.in_words());
+            screen.say(first.in_words().trim_end());
         }
-        screen.say(&format!("\n  The same again: {}", self.command));
+        screen.say(&wrapped("\n  The same again: ", &self.command));
     }
 
     fn as_json(&self) -> Value {
@@ -472,6 +479,7 @@ impl Report {
                 "max": percentile(&self.ages, 1.0),
             },
             "fill": self.fill().map(|[receive, delete]| json!({ "receive": receive, "delete": delete })),
+            "stood_still_seconds": self.record.stood_still.as_secs_f64(),
             "requests": { "receive": receives, "delete": deletes, "visibility": visibility },
             "dollars_per_million_events": dollars * 1e6,
             "troubles": {
@@ -492,21 +500,22 @@ impl Differing {
         let mail = &self.explained;
         let none = || "no log row".to_owned();
         let mut text = format!(
-            "    SES id     {}\n    log row    {}\n    expected   {}\n    found      {}\n",
+            "    SES id     {}\n    log row    {}\n{}\n{}\n",
             mail.aws_message_id.as_deref().unwrap_or("nobody has reported it"),
             mail.log_uuid.map_or_else(none, |uuid| uuid.to_string()),
-            mail.expected.clone().unwrap_or_else(none),
-            mail.found.clone().unwrap_or_else(none),
+            wrapped("    expected   ", &mail.expected.clone().unwrap_or_else(none)),
+            wrapped("    found      ", &mail.found.clone().unwrap_or_else(none)),
         );
         for (key, presence) in &mail.events {
-            let link = key.link.as_deref().map(|link| one_line(link, 40)).unwrap_or_default();
-            let _ = writeln!(text, "    {:<17} {:<14} {} {link}", in_a_word(*presence), key.kind, key.recipient);
+            let link = key.link.as_deref().map(|link| one_line(link, 20)).unwrap_or_default();
+            let line = format!("    {:<17} {:<17} {} {link}", in_a_word(*presence), key.kind, key.recipient);
+            let _ = writeln!(text, "{}", line.trim_end());
         }
         text.push_str("    told by\n");
         for carrier in &self.carriers {
             let _ = writeln!(
                 text,
-                "      message {:<8} {:<18} {}, {}",
+                "      message {:<7} {:<17} {} {}",
                 grouped(carrier.number as u64),
                 carrier.kind,
                 clock(carrier.occurred_at),

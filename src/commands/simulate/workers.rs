@@ -60,6 +60,8 @@ pub(super) struct Record {
     /// Pages that were read, and those of them that did not add up.
     pub(super) pages: usize,
     pub(super) pages_with_drift: usize,
+    /// How long this process did not get to run at most: the machine was busy, or asleep.
+    pub(super) stood_still: Duration,
     /// Resident memory of all of them, in KiB, over time. Empty where there is no `/proc`.
     pub(super) memory: Vec<(Duration, u64)>,
 }
@@ -133,6 +135,12 @@ impl Crew {
             *empty = Some(member);
         }
         Ok(())
+    }
+
+    /// Notes for how long this process did not run.
+    pub(super) fn stood_still(&self, time: Duration) {
+        let mut record = lock(&self.record);
+        record.stood_still = record.stood_still.max(time);
     }
 
     /// Reads everybody's counts and memory, and replaces whoever ended by itself.
