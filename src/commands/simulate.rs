@@ -338,35 +338,48 @@ async fn settle(
     patience: Duration,
     started: Instant,
 ) -> anyhow::Result<Duration> {
-    let (mut last, mut moved, mut empty) = ((0, 0), Instant::now(), 0);
+    let (mut waiting, mut empty) = (Patience::new(patience), 0);
     // What somebody else counts is approximate: asked three times.
     while empty < if stage.embedded.is_some() { 1 } else { 3 } {
         let left = stage.left().await?;
         empty = if left == 0 { empty + 1 } else { 0 };
-        let now = (left, stage.done(crew));
-        if now != last {
-            (last, moved) = (now, Instant::now());
-        }
-        if moved.elapsed() > patience {
+        if waiting.is_over(&(left, stage.done(crew))) {
             break;
         }
         sleep(Duration::from_millis(if stage.embedded.is_some() { 10 } else { 500 })).await;
     }
     let took = started.elapsed();
-    let (mut last, mut moved) = (usize::MAX, Instant::now());
+    let (mut waiting, expected) = (Patience::new(patience), &story.truth.orphans);
     loop {
         let asked = Instant::now();
-        let waiting = patiently(|| audit::own_orphans(&stage.postgres, &story.truth)).await?;
-        if waiting.len() <= story.truth.orphans.len() && waiting.iter().all(|key| story.truth.orphans.contains(key)) {
-            return Ok(took);
-        }
-        if waiting.len() != last {
-            (last, moved) = (waiting.len(), Instant::now());
-        }
-        if moved.elapsed() > patience {
+        let orphans = patiently(|| audit::own_orphans(&stage.postgres, &story.truth)).await?;
+        let attached = orphans.iter().all(|key| expected.contains(key));
+        if attached || waiting.is_over(&(orphans.len() as u64, 0)) {
             return Ok(took);
         }
         sleep(asked.elapsed().max(Duration::from_millis(50))).await;
+    }
+}
+
+/// Waits as long as something moves.
+struct Patience {
+    longest: Duration,
+    last: Option<(u64, u64)>,
+    still: Duration,
+    looked: Instant,
+}
+
+impl Patience {
+    fn new(longest: Duration) -> Self {
+        Self { longest, last: None, still: Duration::ZERO, looked: Instant::now() }
+    }
+
+    /// Looks at two numbers. Nothing has changed in them for too long, not counting times at which we did not run ourselves.
+    fn is_over(&mut self, now: &(u64, u64)) -> bool {
+        let passed = std::mem::replace(&mut self.looked, Instant::now()).elapsed();
+        let moved = self.last.replace(*now) != Some(*now);
+        self.still = if moved { Duration::ZERO } else { self.still + passed.min(Duration::from_secs(5)) };
+        self.still > self.longest
     }
 }
 
@@ -379,7 +392,7 @@ async fn compare(
     mischief: &Mischief,
     scenario: &Scenario,
 ) -> anyhow::Result<Findings> {
-    let (mut last, mut moved) = (usize::MAX, Instant::now());
+    let mut waiting = Patience::new(args.patience);
     let again = stage.redelivered().unwrap_or(0) > 0 || mischief.done().kills > 0;
     let exactly = !again && !scenario.troubles_database() && stage.embedded.is_some();
     loop {
@@ -387,10 +400,7 @@ async fn compare(
         let found = patiently(|| audit::quarantined(&stage.postgres, rejects, since)).await?;
         findings.quarantine(rejects, before, &found, exactly);
         let count = findings.differences.count;
-        if count != last {
-            (last, moved) = (count, Instant::now());
-        }
-        if count == 0 || stage.embedded.is_some() || moved.elapsed() > args.patience {
+        if count == 0 || stage.embedded.is_some() || waiting.is_over(&(count as u64, 0)) {
             return Ok(findings);
         }
         sleep(Duration::from_secs(1)).await;

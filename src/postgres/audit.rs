@@ -198,8 +198,12 @@ impl Differences {
     fn keys(&mut self, table: &str, expected: &BTreeSet<RowKey>, found: &[RowKey]) {
         let distinct: BTreeSet<_> = found.iter().cloned().collect();
         let mail = |key: &RowKey| Some(moment_of_id(&key.aws_message_id).to_owned());
-        expected.difference(&distinct).for_each(|key| self.add(mail(key), || format!("{table}: missing {key:?}")));
-        distinct.difference(expected).for_each(|key| self.add(mail(key), || format!("{table}: not expected {key:?}")));
+        expected
+            .difference(&distinct)
+            .for_each(|key| self.add(mail(key), || format!("{table}: missing {}", in_words(key))));
+        distinct
+            .difference(expected)
+            .for_each(|key| self.add(mail(key), || format!("{table}: not expected {}", in_words(key))));
         if distinct.len() != found.len() {
             self.add(None, || format!("{table}: {} rows are there more than once", found.len() - distinct.len()));
         }
@@ -234,6 +238,20 @@ impl Findings {
             }
         }
     }
+}
+
+fn in_words(key: &RowKey) -> String {
+    let mut words = format!("{} of {}", key.kind, key.aws_message_id);
+    if !key.recipient.is_empty() {
+        let _ = write!(words, " to {}", key.recipient);
+    }
+    if let Some(at) = key.occurred_at_ms {
+        let _ = write!(words, " at {at} ms");
+    }
+    if let Some(link) = &key.link {
+        let _ = write!(words, ", {link}");
+    }
+    words
 }
 
 /// The digits of the time in an id that SES gave.

@@ -8,7 +8,7 @@ use std::{
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Stage,
+    Patience, Stage,
     scenario::{Planned, Trouble},
     workers::Crew,
 };
@@ -52,16 +52,9 @@ pub(super) async fn run(
     let mut dice = Dice::new(!seed);
     for planned in planned {
         let due = (planned.done * messages as f64) as u64;
-        let (mut last, mut moved) = (0, Instant::now());
-        loop {
-            let done = stage.done(crew);
-            if done >= due {
-                break;
-            }
-            if done > last {
-                (last, moved) = (done, Instant::now());
-            }
-            if moved.elapsed() > patience {
+        let mut waiting = Patience::new(patience);
+        while stage.done(crew) < due {
+            if waiting.is_over(&(stage.done(crew), 0)) {
                 return Ok(()); // the report says what is missing
             }
             sleep(Duration::from_millis(2)).await;

@@ -22,7 +22,7 @@ pub(super) enum Name {
     KillStorm,
     /// As many messages that nobody can understand as good ones
     PoisonFlood,
-    /// Half of all log rows are written after the events
+    /// Half of all log rows are written after the events, and every third message comes out of order
     LateLogs,
     /// Receives and deletes that fail, get lost, are throttled, come late or half empty, and a low cap of messages in
     /// flight; not one message may come twice because of it
@@ -169,7 +169,14 @@ impl Name {
             Self::LateLogs => Scenario {
                 name: "late-logs",
                 mails: 5_000,
-                mess: Mess { late_logs: 0.5, unknown_mails: 0.03, linked_by_tag: 0.4, ..Mess::default() },
+                mess: Mess {
+                    late_logs: 0.5,
+                    unknown_mails: 0.03,
+                    linked_by_tag: 0.4,
+                    reordered: 0.3,
+                    second_delays: 0.5,
+                    ..Mess::default()
+                },
                 sending: Duration::from_secs(10),
                 ..smoke
             },
