@@ -144,3 +144,25 @@ pub(super) fn one_line(text: &str, longest: usize) -> String {
         None => flat,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrapped_fits_80_columns_and_loses_no_word() {
+        let text = "one two three ".repeat(30);
+        let shown = wrapped("    title   ", &text);
+        assert!(shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
+        assert!(
+            shown.lines().skip(1).all(|line| line.starts_with("            ") && !line.starts_with("             "))
+        );
+        let words: Vec<&str> = shown.split_whitespace().skip(1).collect();
+        assert_eq!(words, text.split_whitespace().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn digits_are_grouped_by_three() {
+        assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+    }
+}

@@ -94,15 +94,15 @@ pub struct SimulateArgs {
     #[arg(long)]
     yes: bool,
 
+    /// Settings of the workers that are started, as for `run`: -- --batch-size 1000
+    #[arg(last = true, value_name = "SETTING")]
+    settings: Vec<String>,
+
     #[command(flatten)]
     target: TargetArgs,
 
     #[command(flatten)]
     troubles: TroubleArgs,
-
-    /// Settings of the workers that are started, as for `run`: -- --batch-size 1000
-    #[arg(last = true, value_name = "SETTING")]
-    settings: Vec<String>,
 }
 
 #[derive(Args, Clone)]

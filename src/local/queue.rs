@@ -539,6 +539,23 @@ mod tests {
     }
 
     #[test]
+    fn the_ages_of_deleted_messages_are_kept_and_nearly_exact() {
+        let mut queue = queue();
+        for sent in [0, 0, 100] {
+            queue.send("old", Duration::ZERO, at(sent));
+        }
+        for deleted in [7, 1_000, 1_000] {
+            let received = one(&mut queue, at(deleted));
+            assert_eq!(queue.delete(received.handle, at(deleted)), Ok(Deletion::Deleted));
+            assert_eq!(queue.delete(received.handle, at(deleted)), Ok(Deletion::Gone));
+        }
+        let ages: Vec<_> = queue.ages().iter().map(|(millis, times)| (*millis, *times)).collect();
+        let near = |found: u64, exact: u64| found <= exact && (exact - found) * 100 < exact;
+        assert!(near(ages[0].0, 7_000) && near(ages[1].0, 900_000) && near(ages[2].0, 1_000_000), "{ages:?}");
+        assert!(ages.iter().all(|(_, times)| *times == 1));
+    }
+
+    #[test]
     fn a_deleted_message_never_comes_back_and_can_be_deleted_again() {
         let mut queue = queue();
         queue.send("a", Duration::ZERO, at(0));

@@ -277,6 +277,23 @@ async fn only_the_entries_that_failed_are_left() {
 }
 
 #[tokio::test]
+async fn who_sends_learns_the_ids_in_the_order_of_the_bodies() {
+    let bench = Embedded::make().await;
+    let queue = bench.receiver(LONG).await;
+    let bodies: Vec<String> = (0..25).map(|n| format!("message {n}")).collect();
+    let ids = queue.send(&bodies).await.expect("the queue takes them");
+    let mut received = Vec::new();
+    while received.len() < bodies.len() {
+        received.extend(
+            receive(&queue, Duration::from_secs(1)).await.into_iter().map(|message| (message.id, message.body)),
+        );
+    }
+    let sent: Vec<(String, String)> = ids.into_iter().zip(bodies).collect();
+    received.sort_by_key(|message| sent.iter().position(|other| other == message));
+    assert_eq!(received, sent);
+}
+
+#[tokio::test]
 async fn the_probe_is_content_with_a_queue_that_works() {
     let (embedded, emulated) = (Embedded::make().await, Emulated::make().await);
     embedded.receiver(LONG).await.probe().await.expect("the endpoint lets us in");

@@ -86,19 +86,19 @@ pub(super) async fn run(
 async fn kill(stage: &Stage, crew: &Crew, dice: &mut Dice, mischief: &Mischief) -> anyhow::Result<()> {
     // Somebody who holds nothing loses nothing: wait until there is something to lose.
     let asked = Instant::now();
-    while stage.in_flight() == Some(0) && asked.elapsed() < Duration::from_secs(5) {
+    let held = || stage.in_flight().map_or_else(|| crew.in_hand(), |messages| messages as u64);
+    while held() == 0 && asked.elapsed() < Duration::from_secs(5) {
         sleep(Duration::from_millis(1)).await;
     }
     let place = dice.index(crew.len().max(1));
-    let before = stage.in_flight().unwrap_or(1);
+    let before = held();
     if !crew.kill(place).await? {
         return Ok(());
     }
-    let after = stage.in_flight().unwrap_or(1);
     mischief.with(|done| {
         done.kills += 1;
         done.kills_under_load += usize::from(before > 0);
-        done.hit += before.max(after) as u64 + ASKED_FOR;
+        done.hit += before.max(held()) + ASKED_FOR;
     });
     sleep(Duration::from_millis(dice.below(200))).await;
     crew.replace(place)

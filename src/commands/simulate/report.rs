@@ -583,3 +583,16 @@ fn percentile(ages: &BTreeMap<u64, u64>, share: f64) -> u64 {
     });
     found.map_or(0, |(millis, _)| *millis)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_percentile_is_an_age_that_so_many_do_not_exceed() {
+        let ages = BTreeMap::from([(10, 50), (20, 45), (300, 4), (4_000, 1)]);
+        let of = |share| percentile(&ages, share);
+        assert_eq!([of(0.5), of(0.51), of(0.95), of(0.99), of(1.0)], [10, 20, 20, 300, 4_000]);
+        assert_eq!(percentile(&BTreeMap::new(), 0.5), 0);
+    }
+}

@@ -173,6 +173,11 @@ impl Crew {
         all
     }
 
+    /// Messages that those who live hold, as last asked.
+    pub(super) fn in_hand(&self) -> u64 {
+        lock(&self.members).iter().flatten().map(|member| member.page.get("messages_in_hand")).sum()
+    }
+
     /// SIGTERM to all: they finish what they hold.
     pub(super) async fn stop(&self) -> anyhow::Result<()> {
         self.look_after().await?;

@@ -245,6 +245,47 @@ async fn a_script_of_faults_runs_step_by_step() {
 }
 
 #[tokio::test]
+async fn faults_by_lot_hit_their_share_and_leave_the_script_its_turn() {
+    let (endpoint, _) = endpoint().await;
+    let mut draws = Vec::new();
+    for seed in [1, 1, 2] {
+        endpoint.faults(|faults| {
+            faults.clear().seed(seed).script(Action::ReceiveMessage, [Fault::None, Fault::None]);
+            faults.sometimes(Action::ReceiveMessage, 0.3, Fault::Reject(SqsError::unavailable()));
+            faults.sometimes(Action::ReceiveMessage, 0.2, Fault::Reject(SqsError::throttled()));
+        });
+        let mut codes = Vec::new();
+        for _ in 0..200 {
+            let (_, answer) = call(&endpoint, RECEIVE, json!({})).await;
+            codes.push(answer["__type"].as_str().unwrap_or("none").to_owned());
+        }
+        assert_eq!(codes[..2], ["none", "none"]);
+        let times = |code: &str| codes.iter().filter(|found| found.ends_with(code)).count();
+        let (unavailable, throttled) = (times("ServiceUnavailable"), times("RequestThrottled"));
+        assert!((40..80).contains(&unavailable), "{unavailable} of 200 are no 30 %");
+        assert!((22..60).contains(&throttled), "{throttled} of 200 are no 20 %");
+        assert_eq!(times("none"), 200 - unavailable - throttled);
+        draws.push(codes);
+    }
+    assert_eq!(draws[0], draws[1]);
+    assert_ne!(draws[0], draws[2]);
+}
+
+#[tokio::test]
+async fn every_64_kib_that_a_receive_brings_is_a_request_on_the_bill() {
+    let (endpoint, queue) = endpoint().await;
+    (0..10).for_each(|_| {
+        queue.send(&"x".repeat(20 << 10));
+    });
+    receive_ten(&endpoint).await;
+    let (_, answer) = call(&endpoint, RECEIVE, json!({})).await;
+    assert!(answer["Messages"].is_null(), "{answer}");
+    // 200 KiB, and an empty one.
+    let calls = endpoint.calls(Action::ReceiveMessage);
+    assert_eq!((calls.requests, calls.billed), (2, 4 + 1));
+}
+
+#[tokio::test]
 async fn failing_entries_are_drawn_by_seed_and_left_undone() {
     let (endpoint, queue) = endpoint().await;
     let mut draws = Vec::new();
