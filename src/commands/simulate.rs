@@ -11,6 +11,7 @@ mod workers;
 
 use std::{
     collections::BTreeMap,
+    convert::Infallible,
     io::{self, IsTerminal as _, Write as _},
     process::ExitCode,
     sync::atomic::Ordering,
@@ -298,10 +299,10 @@ async fn play(args: &SimulateArgs, scenario: &Scenario, stage: &Stage, screen: &
     let (sent_at, took) = tokio::select! {
         done = working => done?,
         broken = look_after(&crew) => return Err(broken.into()),
-        () = show_progress(screen, stage, &crew, &story, &sending, &mischief, started) => unreachable!("it shows for ever"),
+        never = show_progress(screen, stage, &crew, &story, &sending, &mischief, started) => match never {},
     };
-    let in_time = sending.sent.load(Ordering::Relaxed);
-    screen.redraw(&progress_line(stage, &crew, &story, in_time, &mischief, started), true);
+    let sent = sending.sent.load(Ordering::Relaxed);
+    screen.redraw(&progress_line(stage, &crew, &story, sent, &mischief, started), true);
     screen.say("  comparing the database with the truth");
     let findings = compare(args, stage, &story, (&rejects, &before, since), &mischief, scenario).await?;
     crew.stop().await?;
@@ -317,7 +318,7 @@ async fn play(args: &SimulateArgs, scenario: &Scenario, stage: &Stage, screen: &
         scenario: scenario.clone(),
         recipe,
         took,
-        sent: in_time,
+        sent,
         planned_kills: planned.iter().filter(|planned| planned.trouble == Trouble::Kill).count(),
         ages: ages(stage, &story, &sent_at).await?,
         traffic: Traffic::of(stage, &crew),
@@ -439,7 +440,7 @@ async fn show_progress(
     sending: &Sending,
     mischief: &Mischief,
     started: Instant,
-) {
+) -> Infallible {
     // A terminal is redrawn; a file gets a line every five seconds.
     let every = Duration::from_millis(if screen.terminal { 100 } else { 5_000 });
     loop {
@@ -534,6 +535,45 @@ async fn clean(args: &SimulateArgs, screen: &Screen) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The embedded queue with its dead-letter queue, or the user's.
+async fn open_queue(args: &SimulateArgs, scenario: &Scenario) -> Result<(Queue, Sqs), Failure> {
+    let Some(url) = &args.target.queue_url else {
+        let queue = Queue::embedded(DEAD_LETTERS, &[]).await?;
+        let endpoint = queue.endpoint.as_ref().context("it was just started")?;
+        let policy = scenario.queue.redrive_policy(DEAD_LETTERS);
+        let attributes: Vec<_> = policy.iter().map(|policy| ("RedrivePolicy", policy.as_str())).collect();
+        let queue = Queue { url: endpoint.create_queue(QUEUE, &attributes)?, ..queue };
+        let sqs = queue.sqs(args.sqs(&queue.url)).await?;
+        return Ok((queue, sqs));
+    };
+    let queue = Queue::given(url.clone());
+    let sqs = queue.sqs(args.sqs(url)).await?;
+    let depth = sqs.depth().await.map_err(|e| Failure::Away(e.into()))?;
+    if depth > 0 && scenario.workers > 0 {
+        return Err(Failure::Refused(format!(
+            "the queue {url} holds {depth} messages: the simulator's workers would take them away; use an empty queue, or \
+             --workers 0 with your own deployment on it"
+        )));
+    }
+    Ok((queue, sqs))
+}
+
+/// A private PostgreSQL, or the user's database with its schema.
+async fn open_database(args: &SimulateArgs, surroundings: Surroundings, screen: &Screen) -> Result<Database, Failure> {
+    let Some(url) = &args.target.database_url else {
+        let database = Database::private(surroundings, screen.download(), STATEMENT_TIMEOUT).await?;
+        migrations::up(&database.postgres).await?;
+        return Ok(database);
+    };
+    let database = connect(url).await?;
+    let findings = schema::verify(&database.postgres).await.map_err(Failure::Away)?;
+    if findings.iter().any(|finding| finding.severity == schema::Severity::Error) {
+        let why = "the database's schema is not what this binary needs: run ses-ledger migrate verify";
+        return Err(Failure::Away(anyhow::anyhow!(why)));
+    }
+    Ok(database)
+}
+
 async fn connect(url: &str) -> Result<Database, Failure> {
     let database = Database::given(url, None, STATEMENT_TIMEOUT)?;
     database.postgres.try_connect().await.map_err(|e| Failure::Away(e.into()))?;
@@ -555,51 +595,12 @@ impl Stage {
         surroundings: Surroundings,
         screen: &Screen,
     ) -> Result<Self, Failure> {
-        let dead_letters = "ses-events-dead-letters";
-        let queue = match &args.target.queue_url {
-            Some(url) => Queue::given(url.clone()),
-            None => {
-                let queue = Queue::embedded(dead_letters, &[]).await?;
-                let endpoint = queue.endpoint.as_ref().context("it was just started")?;
-                let policy = scenario.queue.redrive_policy(dead_letters);
-                let attributes: Vec<_> = policy.iter().map(|policy| ("RedrivePolicy", policy.as_str())).collect();
-                let url = endpoint.create_queue(QUEUE, &attributes)?;
-                Queue { url, ..queue }
-            }
-        };
-        let sqs = queue.sqs(args.sqs(&queue.url)).await?;
-        if queue.endpoint.is_none() {
-            let depth = sqs.depth().await.map_err(|e| Failure::Away(e.into()))?;
-            if depth > 0 && scenario.workers > 0 {
-                return Err(Failure::Refused(format!(
-                    "the queue {} holds {depth} messages: the simulator's workers would take them away; use an empty queue, \
-                     or --workers 0 with your own deployment on it",
-                    queue.url
-                )));
-            }
-        }
-        let database = match &args.target.database_url {
-            Some(url) => {
-                let database = connect(url).await?;
-                let findings = schema::verify(&database.postgres).await.map_err(Failure::Away)?;
-                if findings.iter().any(|finding| finding.severity == schema::Severity::Error) {
-                    let why = anyhow::anyhow!(
-                        "the database's schema is not what this binary needs: ses-ledger migrate verify"
-                    );
-                    return Err(Failure::Away(why));
-                }
-                database
-            }
-            None => {
-                let database = Database::private(surroundings, screen.download(), STATEMENT_TIMEOUT).await?;
-                migrations::up(&database.postgres).await?;
-                database
-            }
-        };
+        let (queue, sqs) = open_queue(args, scenario).await?;
+        let database = open_database(args, surroundings, screen).await?;
         let embedded = queue.endpoint.map(|endpoint| -> anyhow::Result<Embedded> {
             endpoint.faults(|faults| scenario.queue.arrange(faults, args.seed.unwrap_or_default()));
             let find = |name| endpoint.queue(name).context("the queue was just made");
-            let (queue, dead_letters) = (find(QUEUE)?, find(dead_letters)?);
+            let (queue, dead_letters) = (find(QUEUE)?, find(DEAD_LETTERS)?);
             if let Some(cap) = scenario.queue.in_flight_cap {
                 queue.set_in_flight_cap(cap);
             }
@@ -663,6 +664,7 @@ impl Stage {
 }
 
 const QUEUE: &str = "ses-events";
+const DEAD_LETTERS: &str = "ses-events-dead-letters";
 
 /// When the first mail is sent, in a private database.
 const START: OffsetDateTime = datetime!(2026-10-05 08:00 UTC);
