@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use aws_sdk_sqs::config::{BehaviorVersion, Credentials, Region};
 use ses_ledger::{
     local::sqs_endpoint::Action,
     metrics::Metrics,
@@ -454,16 +453,8 @@ impl UnderTest for Emulated {
 
     async fn make() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let config = aws_sdk_sqs::Config::builder()
-            .behavior_version(BehaviorVersion::latest())
-            .region(Region::new("us-east-1"))
-            .credentials_provider(Credentials::new("test", "test", None, None, "test"))
-            .endpoint_url(emulator::endpoint().await)
-            .build();
-        let client = aws_sdk_sqs::Client::from_conf(config);
         let name = format!("contract-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let answer = client.create_queue().queue_name(name).send().await.expect("the emulator makes queues");
-        let url = answer.queue_url.expect("a queue has a URL");
+        let (client, url) = emulator::queue(&name).await;
         Self { client, url }
     }
 

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use aws_sdk_sqs::config::{BehaviorVersion, Credentials, Region};
 use ses_ledger::local::guard::{Guard, GuardSettings, free_port};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -27,6 +28,19 @@ pub(crate) async fn endpoint() -> &'static str {
         Ok((_, endpoint)) => endpoint,
         Err(error) => panic!("cannot test without the SQS emulator: {error}"),
     }
+}
+
+/// A new queue, with a client and its URL.
+pub(crate) async fn queue(name: &str) -> (aws_sdk_sqs::Client, String) {
+    let config = aws_sdk_sqs::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new("us-east-1"))
+        .credentials_provider(Credentials::new("test", "test", None, None, "test"))
+        .endpoint_url(endpoint().await)
+        .build();
+    let client = aws_sdk_sqs::Client::from_conf(config);
+    let answer = client.create_queue().queue_name(name).send().await.expect("the emulator makes queues");
+    (client, answer.queue_url.expect("a queue has a URL"))
 }
 
 /// Ten seconds are plenty on an idle machine; the build may still keep this one busy.

@@ -11,7 +11,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{binary::Running, database, worker::Queue};
+use crate::{binary::Running, database, emulator, worker::Queue};
 
 fn simulate(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ses-ledger"));
@@ -259,6 +259,21 @@ async fn what_is_not_the_simulators_own_is_not_troubled_and_not_written_to_unask
     check_refused(64, "from 0 to 100", &["--failed-deletes", "200"]).await;
     check_refused(69, "cannot connect to the database", &["--database-url", here]).await;
     check_refused(69, "migrate", &["--database-url", &database::empty().await.url]).await;
+}
+
+#[tokio::test]
+async fn an_emulator_of_sqs_is_a_target_with_its_own_queue_and_workers_that_are_killed() {
+    let (_, queue_url) = emulator::queue("simulation").await;
+    let all = ["smoke", "--mails", "100", "--seed", "9", "--kills", "2", "--queue-url", &queue_url];
+    let settings =
+        ["--", "--visibility-timeout=6s", "--store-timeout=2s", "--statement-timeout=1s", "--delete-budget=2s"];
+    let (code, out, err) = end_of(simulate(&[&all[..], &["--json"], &settings].concat())).await;
+    assert_eq!(code, Some(0), "{out}{err}");
+    let report: Value = serde_json::from_str(out.trim()).expect("it is JSON");
+    assert_eq!((number(&report, "/workers/killed"), number(&report, "/differences/count")), (2, 0));
+    assert_eq!(report["lag_ms"]["until"], "stored");
+    assert!(number(&report, "/requests/receive") > 0 && number(&report, "/requests/delete") > 0, "{report}");
+    assert!(report["messages"]["deleted"].is_null(), "nobody has seen that: {report}");
 }
 
 #[tokio::test]
