@@ -17,7 +17,7 @@ mod relays;
 mod tests;
 mod truth;
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -37,9 +37,10 @@ pub struct StorySettings {
     pub seed: u64,
     /// How many mails the application sends. Each is good for four messages or so.
     pub mails: usize,
-    /// When the first mail is sent, to the millisecond. One follows every second, and the last
-    /// of its complaints comes five weeks later at most.
+    /// When the first mail is sent, to the millisecond. The last of its complaints comes five weeks later at most.
     pub start: OffsetDateTime,
+    /// How long after one mail the next is sent, on average.
+    pub gap: Duration,
     /// How untidy the world is.
     pub mess: Mess,
     /// How big the bodies are.
@@ -80,6 +81,9 @@ pub enum Profile {
     Small,
     /// About 2.7 KB: every envelope, with the headers of the mail.
     Usual,
+    /// So many bytes: raw delivery, without the headers of the mail, filled up with a tag. Below 600 it is cut down to
+    /// what an event needs, which is 260 at the median.
+    Sized(usize),
 }
 
 /// What happens in which order, and what must come of it.
@@ -148,9 +152,9 @@ struct Notice {
 }
 
 impl StorySettings {
-    /// The usual mess and the usual size.
+    /// The usual mess and the usual size, a mail every second.
     pub fn new(seed: u64, mails: usize, start: OffsetDateTime) -> Self {
-        Self { seed, mails, start, mess: Mess::default(), profile: Profile::Usual }
+        Self { seed, mails, start, gap: Duration::from_secs(1), mess: Mess::default(), profile: Profile::Usual }
     }
 }
 
@@ -233,6 +237,10 @@ impl Story {
             happening,
             notice: *notice,
             with_headers: self.profile == Profile::Usual,
+            size: match self.profile {
+                Profile::Sized(bytes) => Some(bytes),
+                Profile::Small | Profile::Usual => None,
+            },
         }
     }
 }
@@ -242,12 +250,13 @@ fn lives(dice: &mut Dice, settings: &StorySettings) -> (Vec<Mail>, Vec<Happening
     let mut mails = Vec::with_capacity(settings.mails);
     let mut happenings = Vec::new();
     let mut now = truth::unix_ms(settings.start);
+    let gap_ms = i64::try_from(settings.gap.as_millis()).unwrap_or(i64::MAX / 2).max(1);
     for mail in 0..u32::try_from(settings.mails).unwrap_or(u32::MAX) {
         let sent = Mail::new(dice, &settings.mess, settings.mails, now);
         let life = sent.life(dice, &settings.mess).into_iter();
         happenings.extend(life.map(|(at_ms, what)| Happening { mail, at_ms, what }));
         mails.push(sent);
-        now += dice.between(1, 1_999);
+        now += dice.between(1, 2 * gap_ms - 1);
     }
     (mails, happenings)
 }

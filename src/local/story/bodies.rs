@@ -2,9 +2,10 @@
 
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
+use serde_json::Value;
 
 use super::Notice;
-use super::cast::{CONFIGURATION_SET, Reader};
+use super::cast::{CONFIGURATION_SET, FIRST_NAMES, LAST_NAMES, Reader};
 use super::dice::Dice;
 use super::life::{Happening, Mail, Recipient, Spelling, What};
 use super::relays::Relay;
@@ -16,6 +17,8 @@ pub(super) struct Scene<'a> {
     pub(super) happening: &'a Happening,
     pub(super) notice: Notice,
     pub(super) with_headers: bool,
+    /// How many bytes the event shall have; `None`: as many as it has.
+    pub(super) size: Option<usize>,
 }
 
 /// What is around a single notice.
@@ -57,7 +60,7 @@ pub(super) enum Path {
 impl Envelope {
     pub(super) fn pick(dice: &mut Dice, profile: super::Profile, path: Path) -> Self {
         let table = match (profile, path) {
-            (super::Profile::Small, _) => return Self::Raw,
+            (super::Profile::Small | super::Profile::Sized(_), _) => return Self::Raw,
             (_, Path::IdentityFeedback) => &ENVELOPES[..2],
             (_, Path::EventPublishing) => &ENVELOPES,
         };
@@ -80,7 +83,28 @@ impl Scene<'_> {
 
     /// The event itself, without any envelope.
     pub(super) fn event(&self) -> String {
-        json(&EventJson(self))
+        let event = json(&EventJson(self));
+        match self.size {
+            None => event,
+            Some(size) if size < LEAST_USUAL => cut_down(&event),
+            Some(size) if event.len() + FILLER.len() < size => {
+                let filler = self.filler(size - event.len() - FILLER.len());
+                event.replacen(r#""tags":{"#, &FILLER.replace('_', &filler), 1)
+            }
+            Some(_) => event,
+        }
+    }
+
+    /// Words that repeat as those of real tags do: neither a single letter that compresses to nothing, nor noise.
+    fn filler(&self, length: usize) -> String {
+        let mut dice = self.own_dice();
+        let mut text = String::with_capacity(length + 16);
+        while text.len() < length {
+            let (first, last) = (dice.pick(&FIRST_NAMES), dice.pick(&LAST_NAMES));
+            text += &format!("{first}.{last}={:x};", dice.below(4096));
+        }
+        text.truncate(length);
+        text
     }
 
     pub(super) fn sns(&self, subject: Option<&str>, message: Option<&str>) -> String {
@@ -99,6 +123,42 @@ impl Scene<'_> {
     fn own_dice(&self) -> Dice {
         Dice::new(self.mail.log_uuid.as_u64_pair().1 ^ self.happening.at_ms.unsigned_abs())
     }
+}
+
+/// Takes the place of `"tags":{`.
+const FILLER: &str = r#""tags":{"filler":["_"],"#;
+
+/// The usual fields of an event have about as many bytes.
+const LEAST_USUAL: usize = 600;
+
+/// What is left is when, whose, to whom, and why: 190 to 350 bytes.
+fn cut_down(event: &str) -> String {
+    const NEEDED: [&str; 11] = [
+        "timestamp",
+        "messageId",
+        "destination",
+        "recipients",
+        "bounceType",
+        "bouncedRecipients",
+        "complainedRecipients",
+        "complaintSubType",
+        "complaintFeedbackType",
+        "delayedRecipients",
+        "link",
+    ];
+    let mut event: Value = serde_json::from_str(event).expect("it has just been written");
+    for object in event.as_object_mut().into_iter().flat_map(serde_json::Map::values_mut) {
+        if let Some(tags) = object.get_mut("tags").and_then(Value::as_object_mut) {
+            tags.retain(|name, _| name == "email_log_uuid");
+        }
+        if let Some(fields) = object.as_object_mut() {
+            fields.retain(|name, value| {
+                NEEDED.contains(&name.as_str())
+                    || (name == "tags" && value.as_object().is_some_and(|tags| !tags.is_empty()))
+            });
+        }
+    }
+    json(&event)
 }
 
 pub(super) const SUBJECT: Option<&str> = Some("Amazon SES Email Event Notification");

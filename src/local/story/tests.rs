@@ -641,13 +641,52 @@ fn ids_carry_the_time_of_the_mail() {
 
 #[test]
 fn bodies_are_as_big_as_the_profile_says() {
-    for (profile, low, high) in [(Profile::Small, 550, 1_000), (Profile::Usual, 1_500, 4_000)] {
+    let profiles = [
+        (Profile::Small, 550, 1_000),
+        (Profile::Usual, 1_500, 4_000),
+        (Profile::Sized(200), 180, 400),
+        (Profile::Sized(1_024), 1_000, 1_050),
+        (Profile::Sized(3_072), 3_060, 3_090),
+    ];
+    for (profile, low, high) in profiles {
         let mess = Mess { several_recipients: 0.0, ..Mess::default() };
         let story = Story::tell(&StorySettings { profile, mess, ..settings(11, 500) });
         let mut sizes: Vec<usize> = publications(&story).iter().map(String::len).collect();
         sizes.sort_unstable();
         let [low_end, middle, high_end] = [10, 50, 90].map(|p| sizes[sizes.len() * p / 100]);
         assert!(low <= low_end && high_end <= high, "{profile:?}: {low_end} {middle} {high_end}");
+    }
+}
+
+#[test]
+fn a_size_changes_nothing_but_the_bodies() {
+    let mess = || Mess { linked_by_tag: 0.3, ..Mess::none() };
+    let tell = |profile| Story::tell(&StorySettings { profile, mess: mess(), ..settings(16, 200) });
+    let small = tell(Profile::Small);
+    for bytes in [200, 1_024, 3_072] {
+        let sized = tell(Profile::Sized(bytes));
+        assert_eq!(sized.truth, small.truth);
+        let (sized, small) = (publications(&sized), publications(&small));
+        assert_eq!(sized.len(), small.len());
+        for (sized, small) in sized.iter().zip(&small) {
+            let [sized, small]: [Value; 2] = [sized, small].map(|body| serde_json::from_str(body).expect("JSON"));
+            let id = |event: &Value| event["mail"]["messageId"].clone();
+            let log = |event: &Value| event["mail"]["tags"]["email_log_uuid"].clone();
+            assert_eq!((id(&sized), log(&sized)), (id(&small), log(&small)));
+            assert_eq!(sized["eventType"], small["eventType"]);
+        }
+    }
+}
+
+#[test]
+fn the_gap_is_the_mean_time_between_two_mails() {
+    for seconds in [1, 3_600] {
+        let gap = std::time::Duration::from_secs(seconds);
+        let story = Story::tell(&StorySettings { gap, ..settings(17, 1_000) });
+        let sent = story.truth.facts.keys().map(|uuid| (uuid.as_u128() >> 80) as u64);
+        let (first, last) = (sent.clone().min().unwrap_or_default(), sent.max().unwrap_or_default());
+        let mean = (last - first) / 1_000 / 1_000;
+        assert!((seconds * 9 / 10..=seconds * 11 / 10).contains(&mean), "{mean} s instead of {seconds} s");
     }
 }
 
