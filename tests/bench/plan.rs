@@ -1,0 +1,249 @@
+//! What is measured: every cell of the table, as data.
+
+use crate::{
+    client::Kind,
+    endpoint::Conditions,
+    tale::{Tale, Untidy},
+};
+
+/// How long everything may take.
+#[derive(Clone, Debug)]
+pub(crate) struct Effort {
+    pub(crate) rounds: usize,
+    /// Messages of an ordinary cell.
+    pub(crate) messages: usize,
+    /// Logs, and the smallest number of events, of the tables that grow.
+    pub(crate) logs: u64,
+    /// The tables hold so many times that many events.
+    pub(crate) factors: Vec<u64>,
+    /// Messages that wait for the worker whose memory is measured.
+    pub(crate) backlogs: [usize; 2],
+    /// Seconds: how long the worker may work on the larger of them, half load, and with nothing to do.
+    pub(crate) working: u64,
+    pub(crate) half_load: f64,
+    pub(crate) idle: u64,
+    /// Events sent one by one.
+    pub(crate) single: usize,
+    /// Settings of the worker in every cell.
+    pub(crate) worker: Vec<String>,
+    /// Where stories begin: yesterday.
+    pub(crate) yesterday: i64,
+}
+
+impl Effort {
+    pub(crate) fn usual(yesterday: i64) -> Self {
+        Self {
+            rounds: 3,
+            messages: 40_000,
+            logs: 1_000_000,
+            factors: vec![1, 10],
+            backlogs: [1_000, 1_000_000],
+            working: 45,
+            half_load: 8.0,
+            idle: 60,
+            single: 50,
+            worker: Vec::new(),
+            yesterday,
+        }
+    }
+
+    /// Everything is tried, nothing is measured well.
+    pub(crate) fn quick(yesterday: i64) -> Self {
+        Self {
+            rounds: 1,
+            messages: 4_000,
+            logs: 20_000,
+            backlogs: [1_000, 10_000],
+            working: 5,
+            half_load: 1.0,
+            idle: 5,
+            single: 5,
+            ..Self::usual(yesterday)
+        }
+    }
+}
+
+/// A part of the table that can be asked for alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Group {
+    Rate,
+    Mess,
+    Size,
+    Processes,
+    Pollers,
+    Limits,
+    Growth,
+    Latency,
+    Memory,
+    Idle,
+}
+
+/// One line of the table.
+#[derive(Clone, Debug)]
+pub(crate) struct Cell {
+    pub(crate) group: Group,
+    pub(crate) name: String,
+    pub(crate) what: What,
+    /// Not in every round.
+    pub(crate) once: bool,
+}
+
+/// How one line is measured.
+#[derive(Clone, Debug)]
+pub(crate) enum What {
+    /// A full queue is emptied.
+    Drain { kind: Kind, conditions: Conditions, tale: Tale, into: Into },
+    /// The worker empties it into tables that hold so many events for each of their logs.
+    Grown { factor: u64, all_months: bool },
+    /// The statement that stores, with the same rows, and no queue.
+    Store { tale: Tale },
+    /// The same rows by COPY: so many in a transaction.
+    Copy { tale: Tale, rows_each: usize },
+    /// The peak memory at a backlog of so many messages.
+    Memory { backlog: usize },
+    /// Nothing to do.
+    Idle,
+    /// Half of what was reached in that cell.
+    HalfLoad { conditions: Conditions, of: &'static str },
+    /// One event at a time.
+    Single,
+}
+
+/// What the database of a drain holds at the beginning, and what is compared at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Into {
+    /// The log rows. Everything is compared with the truth.
+    Logs,
+    /// The log rows and every event.
+    Everything,
+    /// The log rows; it is only counted how many events there are in the end.
+    Counted,
+    /// Nobody writes into it.
+    Nothing,
+}
+
+impl Group {
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Rate,
+        Self::Mess,
+        Self::Size,
+        Self::Processes,
+        Self::Pollers,
+        Self::Limits,
+        Self::Growth,
+        Self::Latency,
+        Self::Memory,
+        Self::Idle,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Rate => "rate",
+            Self::Mess => "mess",
+            Self::Size => "size",
+            Self::Processes => "processes",
+            Self::Pollers => "pollers",
+            Self::Limits => "limits",
+            Self::Growth => "growth",
+            Self::Latency => "latency",
+            Self::Memory => "memory",
+            Self::Idle => "idle",
+        }
+    }
+
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::Rate => "How many events, at what cost",
+            Self::Mess => "Duplicates, unknown mails, poison",
+            Self::Size => "Size of an event",
+            Self::Processes => "Worker processes",
+            Self::Pollers => "Pollers in one worker process",
+            Self::Limits => "The limits, and the usual practice",
+            Self::Growth => "How cost grows with the tables",
+            Self::Latency => "How long it takes",
+            Self::Memory => "Memory",
+            Self::Idle => "With nothing to do",
+        }
+    }
+}
+
+/// 1 KB raw, tidy: what all other cells differ from in one respect.
+pub(crate) fn tidy(effort: &Effort, messages: usize) -> Tale {
+    Tale {
+        seed: 1,
+        messages,
+        bytes: Some(1_024),
+        mess: Untidy::Nothing,
+        start: effort.yesterday,
+        gap: 1,
+        shuffled: false,
+    }
+}
+
+/// The whole table.
+pub(crate) fn cells(effort: &Effort) -> Vec<Cell> {
+    let mut cells = Vec::new();
+    let n = effort.messages;
+    let tidy_of = |messages| tidy(effort, messages);
+    let worker = |processes: usize, pollers: usize| Kind::Worker {
+        processes,
+        settings: [String::from("--receive-wait=1s"), "--shutdown-grace=30s".into(), format!("--pollers={pollers}")]
+            .into_iter()
+            .chain(effort.worker.iter().cloned())
+            .collect(),
+    };
+    // Far away a poller does a few hundred messages a second: those cells take no longer for fewer messages.
+    let far = |pollers: usize| n.min(pollers * n / 16);
+    let mut both = |group, name: &str, processes: usize, pollers: usize, tale: Tale, into| {
+        for (conditions, suffix) in [(Conditions::Near, ""), (Conditions::Far, ", far")] {
+            let messages = if conditions == Conditions::Near { n } else { far(pollers * processes) };
+            let tale = Tale { messages, ..tale };
+            let what = What::Drain { kind: worker(processes, pollers), conditions, tale, into };
+            cells.push(Cell { group, name: format!("{name}{suffix}"), what, once: false });
+        }
+    };
+    let base = tidy_of(n);
+    both(Group::Rate, "tidy", 1, 8, base, Into::Logs);
+    both(Group::Rate, "as in life", 1, 8, Tale { bytes: None, mess: Untidy::Everything, ..base }, Into::Logs);
+    both(Group::Mess, "10 % duplicates", 1, 8, Tale { mess: Untidy::Duplicates(10), ..base }, Into::Logs);
+    both(Group::Mess, "100 % duplicates", 1, 8, base, Into::Everything);
+    both(Group::Mess, "1 % orphans", 1, 8, Tale { mess: Untidy::Orphans(1), ..base }, Into::Logs);
+    both(Group::Mess, "1 % poison", 1, 8, Tale { mess: Untidy::Poison(1), ..base }, Into::Logs);
+    both(Group::Size, "200 B", 1, 8, Tale { bytes: Some(200), ..base }, Into::Logs);
+    both(Group::Size, "3 KB", 1, 8, Tale { bytes: Some(3_072), ..base }, Into::Logs);
+    both(Group::Processes, "3 processes", 3, 8, base, Into::Logs);
+    for pollers in [1, 4, 16, 64] {
+        let name = if pollers == 1 { "1 poller".to_owned() } else { format!("{pollers} pollers") };
+        both(Group::Pollers, &name, 1, pollers, base, Into::Logs);
+    }
+
+    let mut add = |group, name: &str, once, what| cells.push(Cell { group, name: name.to_owned(), what, once });
+    add(Group::Limits, "bare store statement", false, What::Store { tale: base });
+    add(Group::Limits, "COPY by 500", false, What::Copy { tale: base, rows_each: 500 });
+    add(Group::Limits, "one COPY", false, What::Copy { tale: base, rows_each: usize::MAX });
+    for (conditions, suffix, bare, naive) in
+        [(Conditions::Near, "", n, n / 8), (Conditions::Far, ", far", n / 2, n / 32)]
+    {
+        let (bare, naive) = (tidy_of(bare), tidy_of(naive));
+        let what = What::Drain { kind: Kind::Bare, conditions, tale: bare, into: Into::Nothing };
+        add(Group::Limits, &format!("bare SDK loop{suffix}"), false, what);
+        let what = What::Drain { kind: Kind::Naive, conditions, tale: naive, into: Into::Counted };
+        add(Group::Limits, &format!("naive worker{suffix}"), false, what);
+    }
+    for all_months in [false, true] {
+        for &factor in &effort.factors {
+            let name = format!("{factor} x, {}", if all_months { "all months" } else { "recent mails" });
+            add(Group::Growth, &name, false, What::Grown { factor, all_months });
+        }
+    }
+    let (conditions, of) = (Conditions::Near, "tidy");
+    add(Group::Latency, "half load", false, What::HalfLoad { conditions, of });
+    let (conditions, of) = (Conditions::Far, "tidy, far");
+    add(Group::Latency, "half load, far", false, What::HalfLoad { conditions, of });
+    add(Group::Latency, "one event", true, What::Single);
+    let [small, large] = effort.backlogs;
+    add(Group::Memory, "small backlog", true, What::Memory { backlog: small });
+    add(Group::Memory, "large backlog", true, What::Memory { backlog: large });
+    add(Group::Idle, "idle", true, What::Idle);
+    cells
+}
