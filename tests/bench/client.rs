@@ -149,7 +149,7 @@ pub(crate) async fn be_naive() -> anyhow::Result<()> {
                     );
                     for leaf in leaves {
                         if let Outcome::Event(event) = leaf.outcome {
-                            for event in event.into_events(&DecodeSettings::default()) {
+                            for event in event.into_events() {
                                 insert(&pool, &event, message.message_id().unwrap_or_default()).await?;
                             }
                         }

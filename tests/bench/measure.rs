@@ -492,7 +492,7 @@ fn batches(story: &Story) -> Vec<Vec<Arrival>> {
         let origin = Arc::new(origin);
         for leaf in decode(body.as_bytes(), now, &settings) {
             if let Outcome::Event(event) = leaf.outcome {
-                let events = event.into_events(&settings).into_iter();
+                let events = event.into_events().into_iter();
                 arrivals.extend(events.map(|event| Arrival::new(event, Arc::clone(&origin))));
             }
         }
