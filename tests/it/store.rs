@@ -1,6 +1,6 @@
 //! One batch after the other and many at once: every event gets its verdict, and the rows are exact.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, fs, time::Duration};
 
 use ses_ledger::{
     event::{Address, Event, EventKind, Source},
@@ -8,7 +8,8 @@ use ses_ledger::{
     pipeline::{
         Store as _, StoreError,
         Verdict::{Duplicate, Inserted, Orphaned},
-        batch::Arrival,
+        batch::{Arrival, Quarantined, Stage},
+        decode::{DecodeSettings, Outcome, PayloadPolicy, decode},
     },
     postgres::{Postgres, PostgresSettings},
 };
@@ -597,4 +598,36 @@ async fn events_of_all_kinds_have_a_row_each() {
     assert_eq!(verdicts, [Inserted; 11]);
     let found = database.texts("SELECT event_type FROM email_events").await;
     assert_eq!(BTreeSet::from_iter(found), names);
+}
+
+/// Whatever was in the body: what is taken out of it fits the columns and their indexes.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_refused_that_decode_makes_of_any_fixture() {
+    let (database, settings) =
+        (database::fresh().await, DecodeSettings { payload: PayloadPolicy::Full, ..DecodeSettings::default() });
+    let bodies = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/bodies")).expect("they are there");
+    let mut stored = 0;
+    for body in bodies {
+        let body = body.expect("the folder can be read").path();
+        let (mut events, mut rejects) = (Vec::new(), Vec::new());
+        for leaf in decode(&fs::read(&body).expect("it can be read"), at(60), &settings) {
+            match leaf.outcome {
+                Outcome::Event(event) => events.extend(event.into_events(&settings)),
+                Outcome::Rejected(reject) => {
+                    let origin = origin("0f8e5a2c-sqs", 1);
+                    rejects.push(Quarantined::new(
+                        reject.raw,
+                        Stage::Decode,
+                        reject.reason.as_str(),
+                        &reject.at,
+                        origin,
+                    ));
+                }
+                Outcome::Ignored(_) => {}
+            }
+        }
+        let answer = database.store().insert(&arrivals(events), &rejects).await;
+        stored += answer.unwrap_or_else(|e| panic!("{}: {e}", body.display())).len();
+    }
+    assert!(stored > 2_000, "{stored} events");
 }
