@@ -45,10 +45,6 @@ pub(crate) struct Clients(Vec<Child>);
 const POLLERS: usize = 8;
 
 impl Kind {
-    pub(crate) fn worker(settings: &[&str]) -> Self {
-        Self::Worker { processes: 1, settings: settings.iter().map(|&setting| setting.to_owned()).collect() }
-    }
-
     pub(crate) fn start(&self, database_url: &str, queue_url: &str) -> anyhow::Result<Clients> {
         let mut clients = Clients(Vec::new());
         let processes = if let Self::Worker { processes, .. } = self { *processes } else { 1 };
@@ -171,8 +167,8 @@ async fn insert(pool: &PgPool, event: &Event, sqs_message_id: &str) -> anyhow::R
     let detail = &event.detail;
     sqlx::query(
         "INSERT INTO email_events (uuid, email_log_uuid, event_type, occurred_at, recipient, bounce_type, smtp_status,
-           diagnostic, link, ip, user_agent, payload, queue, sqs_message_id, received_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::jsonb, 'bench', $13, now())
+           diagnostic, link, link_digest, ip, user_agent, payload, queue, sqs_message_id, received_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, md5(coalesce($9, ''))::uuid, $10, $11, $12::jsonb, 'bench', $13, now())
          ON CONFLICT DO NOTHING",
     )
     .bind(Uuid::now_v7())

@@ -114,7 +114,7 @@ impl Server {
     }
 
     pub(crate) async fn copy_as(&self, template: &str, name: &str) -> anyhow::Result<Database> {
-        self.admin(&format!("CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")).await?;
+        self.admin(&format!("CREATE DATABASE {name} TEMPLATE {template}")).await?;
         self.open(name).await
     }
 

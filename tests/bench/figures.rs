@@ -59,6 +59,26 @@ pub(crate) struct Goal {
 }
 
 impl Figure {
+    pub(crate) const ALL: [Self; 17] = [
+        Self::EventsPerSecond,
+        Self::ClientCpu,
+        Self::DatabaseCpu,
+        Self::EndpointCpu,
+        Self::PerDelete,
+        Self::PerReceive,
+        Self::PeakMemory,
+        Self::Median,
+        Self::P99,
+        Self::Longest,
+        Self::RequestsPerMinute,
+        Self::CoreShare,
+        Self::DatabaseShare,
+        Self::Payload,
+        Self::Messages,
+        Self::Redelivered,
+        Self::Others,
+    ];
+
     /// As it is called in the JSON.
     pub(crate) fn name(self) -> &'static str {
         match self {

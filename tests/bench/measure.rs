@@ -27,7 +27,7 @@ use crate::{
     endpoint::{Answer, Conditions, Endpoint},
     figures::{Figure, Sample},
     machine::{self, Account, Parts, Spent},
-    plan::{Cell, Effort, Into, What, tidy},
+    plan::{Cell, Effort, Into, What, tidy, worker_settings},
     tale::Tale,
 };
 
@@ -273,8 +273,7 @@ impl Bench {
         let database = self.server.create("idle").await?;
         self.endpoint.close(Conditions::Near)?;
         self.endpoint.open()?;
-        let settings: Vec<&str> = self.effort.worker.iter().map(String::as_str).collect();
-        let mut clients = self.start_clients(&Kind::worker(&settings), &database).await?;
+        let mut clients = self.start_clients(&default_worker(&self.effort), &database).await?;
         sleep(Duration::from_secs(3)).await;
         let (parts, before) = (self.parts(&clients), self.endpoint.count()?);
         let account = Account::read(&parts)?;
@@ -336,8 +335,7 @@ impl Bench {
         let database = self.with_logs(&tale).await?;
         self.endpoint.close(Conditions::Near)?;
         self.endpoint.open()?;
-        let settings: Vec<&str> = self.effort.worker.iter().map(String::as_str).collect();
-        let mut clients = self.start_clients(&Kind::worker(&settings), &database).await?;
+        let mut clients = self.start_clients(&default_worker(&self.effort), &database).await?;
         let bodies = story.steps().filter_map(|step| match step {
             Step::Publish(body) => Some(body),
             Step::WriteLog(_) => None,
@@ -460,9 +458,14 @@ impl Bench {
     }
 }
 
+/// The worker as in every cell where nothing else is said. A short long poll lets it leave soon.
 fn usual_worker(effort: &Effort) -> Kind {
-    let settings: Vec<&str> = effort.worker.iter().map(String::as_str).collect();
-    Kind::worker(&[&["--receive-wait=1s", "--shutdown-grace=30s"], settings.as_slice()].concat())
+    Kind::Worker { processes: 1, settings: worker_settings(effort, &["--receive-wait=1s", "--shutdown-grace=30s"]) }
+}
+
+/// The worker with nothing but its defaults.
+fn default_worker(effort: &Effort) -> Kind {
+    Kind::Worker { processes: 1, settings: worker_settings(effort, &[]) }
 }
 
 fn per_event(cpu: Duration, events: usize) -> f64 {

@@ -185,12 +185,12 @@ pub(crate) fn cells(effort: &Effort) -> Vec<Cell> {
     let mut cells = Vec::new();
     let n = effort.messages;
     let tidy_of = |messages| tidy(effort, messages);
-    let worker = |processes: usize, pollers: usize| Kind::Worker {
+    let worker = |processes, pollers: usize| Kind::Worker {
         processes,
-        settings: [String::from("--receive-wait=1s"), "--shutdown-grace=30s".into(), format!("--pollers={pollers}")]
-            .into_iter()
-            .chain(effort.worker.iter().cloned())
-            .collect(),
+        settings: worker_settings(
+            effort,
+            &["--receive-wait=1s", "--shutdown-grace=30s", &format!("--pollers={pollers}")],
+        ),
     };
     // Far away a poller does a few hundred messages a second: those cells take no longer for fewer messages.
     let far = |pollers: usize| n.min(pollers * n / 16);
@@ -246,4 +246,12 @@ pub(crate) fn cells(effort: &Effort) -> Vec<Cell> {
     add(Group::Memory, "large backlog", true, What::Memory { backlog: large });
     add(Group::Idle, "idle", true, What::Idle);
     cells
+}
+
+/// These settings, except where the caller of the benchmark wants others, and all of his.
+pub(crate) fn worker_settings(effort: &Effort, ours: &[&str]) -> Vec<String> {
+    let name = |setting: &str| setting.split('=').next().unwrap_or(setting).to_owned();
+    let is_theirs = |setting: &&&str| effort.worker.iter().any(|theirs| name(theirs) == name(setting));
+    let ours = ours.iter().filter(|setting| !is_theirs(setting)).map(|setting| (*setting).to_owned());
+    ours.chain(effort.worker.iter().cloned()).collect()
 }

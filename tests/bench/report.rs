@@ -47,14 +47,19 @@ impl Report {
             text += &format!("\n{}\n{}", table.title, table.text());
         }
         text += &format!("\n{}\n", explanations().join("\n"));
-        text + &format!("\nThe goals\n{}", self.goals_table().text()) + &self.warnings(" ")
+        if !self.goals.is_empty() {
+            text += &format!("\nThe goals\n{}", self.goals_table().text());
+        }
+        text + &self.warnings("  ")
     }
 
     /// For a page, without a heading.
     pub(crate) fn markdown(&self) -> String {
         let mut text = "| | |\n|---|---|\n".to_owned();
         text += &self.facts().into_iter().map(|(name, value)| format!("| {name} | {value} |\n")).collect::<String>();
-        text += &format!("\n## The goals\n\n{}", self.goals_table().markdown());
+        if !self.goals.is_empty() {
+            text += &format!("\n## The goals\n\n{}", self.goals_table().markdown());
+        }
         text += &self.warnings("- ");
         for table in self.tables() {
             text += &format!("\n## {}\n\n{}", table.title, table.markdown());
@@ -66,8 +71,8 @@ impl Report {
     pub(crate) fn json(&self) -> Value {
         let cells = self.cells.iter().map(|(cell, samples)| {
             let mut figures = BTreeMap::<&str, Value>::new();
-            for figure in samples.iter().flat_map(|sample| sample.keys()) {
-                let values: Vec<f64> = samples.iter().filter_map(|sample| sample.get(figure)).copied().collect();
+            for figure in Figure::ALL {
+                let values: Vec<f64> = samples.iter().filter_map(|sample| sample.get(&figure)).copied().collect();
                 if let Some(Spread { n, median, least, most }) = spread(values.iter().copied()) {
                     let value = json!({ "n": n, "median": median, "min": least, "max": most, "samples": values });
                     figures.insert(figure.name(), value);

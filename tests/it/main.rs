@@ -8,6 +8,7 @@ mod real_store;
 mod truth;
 mod worker;
 
+mod bench;
 mod binary;
 mod contract;
 mod decode;
