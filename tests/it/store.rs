@@ -612,7 +612,7 @@ async fn nothing_is_refused_that_decode_makes_of_any_fixture() {
         let (mut events, mut rejects) = (Vec::new(), Vec::new());
         for leaf in decode(&fs::read(&body).expect("it can be read"), at(60), &settings) {
             match leaf.outcome {
-                Outcome::Event(event) => events.extend(event.into_events(&settings)),
+                Outcome::Event(event) => events.extend(event.into_events()),
                 Outcome::Rejected(reject) => {
                     let origin = origin("0f8e5a2c-sqs", 1);
                     rejects.push(Quarantined::new(
