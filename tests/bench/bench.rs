@@ -22,6 +22,10 @@ use std::{env, fs, path::PathBuf, process::ExitCode, time::Instant};
 
 use anyhow::{Context as _, bail};
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio::signal::{
+    ctrl_c,
+    unix::{SignalKind, signal},
+};
 
 use figures::{Figure, Sample, spread};
 use machine::Machine;
@@ -59,7 +63,15 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     let command = format!("tests/bench/run {}", arguments.join(" ")).trim_end().to_owned();
     let options = Options::read(&mut arguments)?;
-    run(bench(&options, command))
+    // What was started is stopped by those who hold it: a signal must not end us before them.
+    run(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            ended = bench(&options, command) => ended,
+            _ = ctrl_c() => bail!("interrupted"),
+            _ = terminate.recv() => bail!("terminated"),
+        }
+    })
 }
 
 fn run<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {

@@ -55,11 +55,15 @@ impl Server {
     }
 
     /// An empty database with our schema.
-    pub(crate) async fn create(&self, name: &str) -> anyhow::Result<Database> {
-        self.admin(&format!("CREATE DATABASE {name}")).await?;
-        let database = self.open(name).await?;
-        migrations::up(&database.postgres).await?;
-        Ok(database)
+    pub(crate) async fn create(&mut self, name: &str) -> anyhow::Result<Database> {
+        const EMPTY: &str = "empty";
+        if self.templates.insert(EMPTY.to_owned()) {
+            self.admin(&format!("CREATE DATABASE {EMPTY}")).await?;
+            let database = self.open(EMPTY).await?;
+            migrations::up(&database.postgres).await?;
+            database.close().await;
+        }
+        self.copy_as(EMPTY, name).await
     }
 
     pub(crate) async fn open(&self, name: &str) -> anyhow::Result<Database> {

@@ -27,7 +27,7 @@ use crate::{
     endpoint::{Answer, Conditions, Endpoint},
     figures::{Figure, Sample},
     machine::{self, Account, Parts, Spent},
-    plan::{Cell, Effort, Into, What, tidy, worker_settings},
+    plan::{Cell, Effort, Ground, What, tidy, worker_settings},
     tale::Tale,
 };
 
@@ -92,7 +92,7 @@ impl Bench {
 
     pub(crate) async fn measure(&mut self, cell: &Cell, round: usize) -> anyhow::Result<Measured> {
         match &cell.what {
-            What::Drain { kind, conditions, tale, into } => self.drain(kind, *conditions, tale, *into).await,
+            What::Drain { kind, conditions, tale, ground } => self.drain(kind, *conditions, tale, *ground).await,
             What::Grown { factor, all_months } => self.grown(*factor, *all_months, round).await,
             What::Store { tale } => self.store(tale).await,
             What::Copy { tale, rows_each } => self.copy(tale, *rows_each).await,
@@ -108,23 +108,23 @@ impl Bench {
         kind: &Kind,
         conditions: Conditions,
         tale: &Tale,
-        into: Into,
+        ground: Ground,
     ) -> anyhow::Result<Measured> {
         let story = self.story(tale);
-        let database = match into {
-            Into::Everything => self.loaded(tale).await?,
+        let database = match ground {
+            Ground::Everything => self.loaded(tale).await?,
             _ => self.with_logs(tale).await?,
         };
         self.endpoint.close(conditions)?;
         let messages = self.endpoint.fill(tale)?;
         let mut sample = self.empty_queue(kind, &database, messages, story.truth.events).await?;
-        if into == Into::Logs {
+        if ground == Ground::Logs {
             sample.insert(Figure::Payload, database.payload_bytes().await?);
         }
-        let mut wrong = match into {
-            Into::Logs | Into::Everything => compare(&database.postgres, &story).await?,
-            Into::Counted => count(&database, &story).await?,
-            Into::Nothing => Vec::new(),
+        let mut wrong = match ground {
+            Ground::Logs | Ground::Everything => compare(&database.postgres, &story).await?,
+            Ground::Counted => count(&database, &story).await?,
+            Ground::Nothing => Vec::new(),
         };
         if messages != story.truth.messages as u64 {
             wrong.push(format!("{messages} messages instead of {}", story.truth.messages));
@@ -325,7 +325,7 @@ impl Bench {
 
     async fn find_rate(&mut self, conditions: Conditions) -> anyhow::Result<f64> {
         let tale = tidy(&self.effort, self.effort.messages / 2);
-        let measured = self.drain(&usual_worker(&self.effort), conditions, &tale, Into::Logs).await?;
+        let measured = self.drain(&usual_worker(&self.effort), conditions, &tale, Ground::Logs).await?;
         measured.sample.get(&Figure::EventsPerSecond).copied().context("the rate is what was measured")
     }
 

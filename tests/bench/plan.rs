@@ -26,6 +26,8 @@ pub(crate) struct Effort {
     pub(crate) single: usize,
     /// Settings of the worker in every cell.
     pub(crate) worker: Vec<String>,
+    /// Every cell far away as well, not only the first.
+    pub(crate) far_everywhere: bool,
     /// Where stories begin: yesterday.
     pub(crate) yesterday: i64,
 }
@@ -43,6 +45,7 @@ impl Effort {
             idle: 60,
             single: 50,
             worker: Vec::new(),
+            far_everywhere: true,
             yesterday,
         }
     }
@@ -58,6 +61,7 @@ impl Effort {
             half_load: 1.0,
             idle: 5,
             single: 5,
+            far_everywhere: false,
             ..Self::usual(yesterday)
         }
     }
@@ -92,7 +96,7 @@ pub(crate) struct Cell {
 #[derive(Clone, Debug)]
 pub(crate) enum What {
     /// A full queue is emptied.
-    Drain { kind: Kind, conditions: Conditions, tale: Tale, into: Into },
+    Drain { kind: Kind, conditions: Conditions, tale: Tale, ground: Ground },
     /// The worker empties it into tables that hold so many events for each of their logs.
     Grown { factor: u64, all_months: bool },
     /// The statement that stores, with the same rows, and no queue.
@@ -111,7 +115,7 @@ pub(crate) enum What {
 
 /// What the database of a drain holds at the beginning, and what is compared at the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Into {
+pub(crate) enum Ground {
     /// The log rows. Everything is compared with the truth.
     Logs,
     /// The log rows and every event.
@@ -194,27 +198,30 @@ pub(crate) fn cells(effort: &Effort) -> Vec<Cell> {
     };
     // Far away a poller does a few hundred messages a second: those cells take no longer for fewer messages.
     let far = |pollers: usize| n.min(pollers * n / 16);
-    let mut both = |group, name: &str, processes: usize, pollers: usize, tale: Tale, into| {
-        for (conditions, suffix) in [(Conditions::Near, ""), (Conditions::Far, ", far")] {
+    let mut both = |group, name: &str, processes: usize, pollers: usize, tale: Tale, ground| {
+        let as_well = effort.far_everywhere || group == Group::Rate;
+        for (conditions, suffix) in
+            [(Conditions::Near, ""), (Conditions::Far, ", far")].into_iter().take(1 + usize::from(as_well))
+        {
             let messages = if conditions == Conditions::Near { n } else { far(pollers * processes) };
             let tale = Tale { messages, ..tale };
-            let what = What::Drain { kind: worker(processes, pollers), conditions, tale, into };
+            let what = What::Drain { kind: worker(processes, pollers), conditions, tale, ground };
             cells.push(Cell { group, name: format!("{name}{suffix}"), what, once: false });
         }
     };
     let base = tidy_of(n);
-    both(Group::Rate, "tidy", 1, 8, base, Into::Logs);
-    both(Group::Rate, "as in life", 1, 8, Tale { bytes: None, mess: Untidy::Everything, ..base }, Into::Logs);
-    both(Group::Mess, "10 % duplicates", 1, 8, Tale { mess: Untidy::Duplicates(10), ..base }, Into::Logs);
-    both(Group::Mess, "100 % duplicates", 1, 8, base, Into::Everything);
-    both(Group::Mess, "1 % orphans", 1, 8, Tale { mess: Untidy::Orphans(1), ..base }, Into::Logs);
-    both(Group::Mess, "1 % poison", 1, 8, Tale { mess: Untidy::Poison(1), ..base }, Into::Logs);
-    both(Group::Size, "200 B", 1, 8, Tale { bytes: Some(200), ..base }, Into::Logs);
-    both(Group::Size, "3 KB", 1, 8, Tale { bytes: Some(3_072), ..base }, Into::Logs);
-    both(Group::Processes, "3 processes", 3, 8, base, Into::Logs);
+    both(Group::Rate, "tidy", 1, 8, base, Ground::Logs);
+    both(Group::Rate, "as in life", 1, 8, Tale { bytes: None, mess: Untidy::Everything, ..base }, Ground::Logs);
+    both(Group::Mess, "10 % duplicates", 1, 8, Tale { mess: Untidy::Duplicates(10), ..base }, Ground::Logs);
+    both(Group::Mess, "100 % duplicates", 1, 8, base, Ground::Everything);
+    both(Group::Mess, "1 % orphans", 1, 8, Tale { mess: Untidy::Orphans(1), ..base }, Ground::Logs);
+    both(Group::Mess, "1 % poison", 1, 8, Tale { mess: Untidy::Poison(1), ..base }, Ground::Logs);
+    both(Group::Size, "200 B", 1, 8, Tale { bytes: Some(200), ..base }, Ground::Logs);
+    both(Group::Size, "3 KB", 1, 8, Tale { bytes: Some(3_072), ..base }, Ground::Logs);
+    both(Group::Processes, "3 processes", 3, 8, base, Ground::Logs);
     for pollers in [1, 4, 16, 64] {
         let name = if pollers == 1 { "1 poller".to_owned() } else { format!("{pollers} pollers") };
-        both(Group::Pollers, &name, 1, pollers, base, Into::Logs);
+        both(Group::Pollers, &name, 1, pollers, base, Ground::Logs);
     }
 
     let mut add = |group, name: &str, once, what| cells.push(Cell { group, name: name.to_owned(), what, once });
@@ -225,9 +232,9 @@ pub(crate) fn cells(effort: &Effort) -> Vec<Cell> {
         [(Conditions::Near, "", n, n / 8), (Conditions::Far, ", far", n / 2, n / 32)]
     {
         let (bare, naive) = (tidy_of(bare), tidy_of(naive));
-        let what = What::Drain { kind: Kind::Bare, conditions, tale: bare, into: Into::Nothing };
+        let what = What::Drain { kind: Kind::Bare, conditions, tale: bare, ground: Ground::Nothing };
         add(Group::Limits, &format!("bare SDK loop{suffix}"), false, what);
-        let what = What::Drain { kind: Kind::Naive, conditions, tale: naive, into: Into::Counted };
+        let what = What::Drain { kind: Kind::Naive, conditions, tale: naive, ground: Ground::Counted };
         add(Group::Limits, &format!("naive worker{suffix}"), false, what);
     }
     for all_months in [false, true] {
