@@ -162,7 +162,7 @@ async fn what_is_wrong_is_found_counted_and_explained() {
 }
 
 #[tokio::test]
-async fn a_lost_row_and_a_doubled_one_are_found() {
+async fn a_lost_row_is_found_and_named() {
     let (database, queue) = (database::fresh().await, Queue::start().await);
     // As soon as it is attached to its mail, or stored: gone.
     database

@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::Stage;
+use super::stage::Stage;
 use crate::{
     local::story::{LogRow, Step, Story},
     postgres::{sender, simulation},

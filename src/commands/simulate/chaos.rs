@@ -8,8 +8,9 @@ use std::{
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Patience, Stage,
     scenario::{Planned, Trouble},
+    settle::Patience,
+    stage::Stage,
     workers::Crew,
 };
 use crate::{

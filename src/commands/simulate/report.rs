@@ -11,9 +11,10 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::{
-    Recipe, Stage,
+    Recipe,
     chaos::Done,
     scenario::Scenario,
+    stage::Stage,
     workers::{Crew, Page, Record},
 };
 use crate::{
