@@ -77,8 +77,8 @@ pub struct DatabaseArgs {
     #[arg(long, env, value_name = "URL", hide_env_values = true, help_heading = "Database")]
     pub database_url: String,
 
-    /// Connections to the database; more than four seldom help
-    #[arg(long, env, default_value_t = 4, value_name = "N", help_heading = "Database")]
+    /// Connections to the database; more than two seldom help
+    #[arg(long, env, default_value_t = 2, value_name = "N", help_heading = "Database")]
     pub database_connections: u32,
 
     /// How long a statement may take before the database ends it; shorter than STORE_TIMEOUT
@@ -119,7 +119,7 @@ pub struct WorkerArgs {
     #[arg(long, env = "AWS_ENDPOINT_URL", value_name = "URL", help_heading = "Queue")]
     pub endpoint_url: Option<String>,
 
-    /// Loops that receive, store and delete, for each queue; on a quiet queue only one of them receives
+    /// Loops that receive, store and delete, for each queue; on a quiet queue only one of them receives, and under load each makes up to six receives at once
     #[arg(long, env, default_value_t = 8, value_name = "N", help_heading = "Pipeline")]
     pub pollers: usize,
 
@@ -131,8 +131,8 @@ pub struct WorkerArgs {
     #[arg(long, env, default_value = "1s", value_parser = duration, value_name = "TIME", help_heading = "Pipeline")]
     pub batch_age: Duration,
 
-    /// Messages in hand at the same time, for each queue, 10 to 120000; SQS allows about 120000 for all receivers of a queue
-    #[arg(long, env, default_value_t = 10_000, value_name = "MESSAGES", help_heading = "Pipeline")]
+    /// Messages in hand at the same time, for each queue, 10 to 120000; every 2 KiB of a body count as one. SQS allows about 120000 for all receivers of a queue
+    #[arg(long, env, default_value_t = 5_000, value_name = "MESSAGES", help_heading = "Pipeline")]
     pub in_flight: usize,
 
     /// How long a receive waits on an empty queue, in whole seconds, 1s to 20s

@@ -99,11 +99,13 @@ impl Batch {
         self.messages.is_empty()
     }
 
-    /// Whether another message may join: neither full nor old.
-    pub(super) fn has_room(&self, settings: &PipelineSettings, now: Instant) -> bool {
+    /// How many events it can still take: none if it is full or old.
+    pub(super) fn missing(&self, settings: &PipelineSettings, now: Instant) -> usize {
+        if self.since.is_some_and(|since| now >= since + settings.batch_age) {
+            return 0;
+        }
         // Messages count as well, so that a flood of noise cannot make a batch without end.
-        let size = self.arrivals.len().max(self.messages.len());
-        size < settings.batch_size && self.since.is_none_or(|since| now < since + settings.batch_age)
+        settings.batch_size.saturating_sub(self.arrivals.len().max(self.messages.len()))
     }
 }
 

@@ -264,7 +264,7 @@ async fn what_is_not_the_simulators_own_is_not_troubled_and_not_written_to_unask
 #[tokio::test]
 async fn an_emulator_of_sqs_is_a_target_with_its_own_queue_and_workers_that_are_killed() {
     let (_, queue_url) = emulator::queue("simulation").await;
-    let all = ["smoke", "--mails", "100", "--seed", "9", "--kills", "2", "--queue-url", &queue_url];
+    let all = ["smoke", "--mails", "400", "--seed", "9", "--kills", "2", "--queue-url", &queue_url];
     let settings =
         ["--", "--visibility-timeout=6s", "--store-timeout=2s", "--statement-timeout=1s", "--delete-budget=2s"];
     let (code, out, err) = end_of(simulate(&[&all[..], &["--json"], &settings].concat())).await;

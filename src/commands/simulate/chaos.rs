@@ -37,8 +37,8 @@ pub(super) struct Done {
     pub(super) is_away: bool,
 }
 
-/// A worker that dies may have asked for so many more messages: ten for each of its pollers, and the answer on its way.
-const ASKED_FOR: u64 = 100;
+/// A worker that dies may have asked for so many more messages: sixty for each of its eight pollers.
+const ASKED_FOR: u64 = 480;
 
 /// Does everything that is planned. Ends early if no work is done any more.
 pub(super) async fn run(
