@@ -128,7 +128,7 @@ pub struct WorkerArgs {
     pub batch_size: usize,
 
     /// How long the oldest message may wait for its batch to fill
-    #[arg(long, env, default_value = "1s", value_parser = duration, value_name = "TIME", help_heading = "Pipeline")]
+    #[arg(long, env, default_value = "150ms", value_parser = duration, value_name = "TIME", help_heading = "Pipeline")]
     pub batch_age: Duration,
 
     /// Messages in hand at the same time, for each queue, 10 to 120000; every 2 KiB of a body count as one. SQS allows about 120000 for all receivers of a queue
