@@ -132,7 +132,7 @@ pub struct WorkerArgs {
     pub batch_age: Duration,
 
     /// Messages in hand at the same time, for each queue, 10 to 120000; every 2 KiB of a body count as one. SQS allows about 120000 for all receivers of a queue
-    #[arg(long, env, default_value_t = 5_000, value_name = "MESSAGES", help_heading = "Pipeline")]
+    #[arg(long, env, default_value_t = 4_000, value_name = "MESSAGES", help_heading = "Pipeline")]
     pub in_flight: usize,
 
     /// How long a receive waits on an empty queue, in whole seconds, 1s to 20s

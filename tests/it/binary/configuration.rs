@@ -19,7 +19,11 @@ async fn check(flags: &[&str], named: &[&str]) {
 
 #[tokio::test]
 async fn settings_that_do_not_go_together_are_refused_by_both_names() {
-    check(&["--visibility-timeout=36s"], &["VISIBILITY_TIMEOUT", "BATCH_AGE", "STORE_TIMEOUT", "DELETE_BUDGET"]).await;
+    check(
+        &["--visibility-timeout=36s", "--batch-age=1s"],
+        &["VISIBILITY_TIMEOUT", "BATCH_AGE", "STORE_TIMEOUT", "DELETE_BUDGET"],
+    )
+    .await;
     check(&["--batch-age=90s"], &["VISIBILITY_TIMEOUT", "BATCH_AGE"]).await;
     check(&["--delete-budget=2m"], &["VISIBILITY_TIMEOUT", "DELETE_BUDGET"]).await;
     check(&["--delete-budget=61s"], &["VISIBILITY_TIMEOUT", "at least twice DELETE_BUDGET"]).await;
