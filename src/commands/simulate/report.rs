@@ -339,7 +339,7 @@ impl Report {
         let mut troubles = Vec::new();
         for (times, what) in [(done.cuts, "cut"), (done.restarts, "restarted"), (done.crashes, "crashed")] {
             if times > 0 {
-                troubles.push(format!("{what} {times} times"));
+                troubles.push(format!("{what} {}", in_times(times as u64)));
             }
         }
         if !done.away.is_zero() {
@@ -360,9 +360,9 @@ impl Report {
             if faults > 0 || seen.most_receives > 1 {
                 let _ = writeln!(
                     text,
-                    "  queue      {} requests failed on purpose; a message was received {} times at most",
+                    "  queue      {} requests failed on purpose; a message was received {} at most",
                     grouped(faults),
-                    seen.most_receives
+                    in_times(seen.most_receives as u64)
                 );
             }
         }
@@ -548,6 +548,10 @@ impl Differing {
             "told_by": carriers.collect::<Vec<_>>(),
         })
     }
+}
+
+fn in_times(n: u64) -> String {
+    if n == 1 { "once".to_owned() } else { format!("{} times", grouped(n)) }
 }
 
 fn in_a_word(presence: Presence) -> &'static str {
