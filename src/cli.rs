@@ -1,19 +1,21 @@
 //! Every command, flag, environment variable, default and unit; and the checks across them.
 //! The only file that reads the environment.
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    commands::{decode, demo::DemoArgs, migrate::MigrateArgs, simulate::SimulateArgs},
+    commands::{decode, demo::DemoArgs, health, migrate::MigrateArgs, simulate::SimulateArgs},
+    metrics::emf::EmfSettings,
     pipeline::{
         PipelineSettings,
         decode::{DecodeSettings, PayloadPolicy},
     },
     postgres::PostgresSettings,
-    sqs::SqsSettings,
+    sqs::{Access, SqsSettings},
     telemetry::LogFormat,
+    upkeep::UpkeepSettings,
 };
 
 /// Bad usage or configuration (`EX_USAGE`).
@@ -59,6 +61,8 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// See it work within a minute: with its own queue, its own PostgreSQL, and made-up mails
     Demo(Box<DemoArgs>),
+    /// Ask a worker on this machine whether it moves on: for a container's health check
+    Health(health::Args),
     /// Prove on this machine, or on your own deployment, that nothing is lost, doubled or wrong
     ///
     /// Makes up mails and what SES reports about them, in every envelope, and knows the truth. Misbehaves like the real world:
@@ -84,6 +88,10 @@ pub struct DatabaseArgs {
     /// How long a statement may take before the database ends it; shorter than STORE_TIMEOUT
     #[arg(long, env, default_value = "10s", value_parser = duration, value_name = "TIME", help_heading = "Database")]
     pub statement_timeout: Duration,
+
+    /// Schema of the tables; `migrate up` makes it [default: where the login's search path leads]
+    #[arg(long, env, value_name = "NAME", help_heading = "Database")]
+    pub database_schema: Option<String>,
 }
 
 /// Settings of the worker.
@@ -96,16 +104,28 @@ pub struct RunArgs {
     #[arg(
         long,
         env,
-        required = true,
         value_delimiter = ',',
         value_name = "URL",
         help_heading = "Queue",
-        help = "Queue to receive from, as https://sqs.REGION.amazonaws.com/ACCOUNT/NAME; several with commas between them"
+        help = "Queue to receive from, as https://sqs.REGION.amazonaws.com/ACCOUNT/NAME; several with commas between them. \
+                Each may end in #profile=NAME, #role=ARN or #role=ARN&external_id=ID: credentials of its own. \
+                On Lambda the event source mapping names the queue, and this is not read",
+        required_unless_present = "aws_lambda_runtime_api",
+        value_parser = queue
     )]
-    pub queue_url: Vec<String>,
+    pub queue_url: Vec<QueueAddress>,
 
     #[command(flatten)]
     pub worker: WorkerArgs,
+
+    /// Try it beside a pipeline that is there: store into the schema ses_ledger_shadow, unless DATABASE_SCHEMA names
+    /// another, and take no queue whose name does not end in -shadow
+    #[arg(long, env, help_heading = "Pipeline")]
+    pub shadow: bool,
+
+    /// Set by Lambda: `run` then answers its invocations.
+    #[arg(long, env, hide = true)]
+    pub aws_lambda_runtime_api: Option<String>,
 }
 
 /// What `run` and `demo` share.
@@ -159,6 +179,10 @@ pub struct WorkerArgs {
     #[arg(long, env, default_value = "10s", value_parser = duration, value_name = "TIME", help_heading = "Pipeline")]
     pub sweep_interval: Duration,
 
+    /// Empty the payloads of events that are older, like 90d; at least 1d [default: keep them]
+    #[arg(long, env, value_parser = duration, value_name = "TIME", help_heading = "Pipeline")]
+    pub retention_payload: Option<Duration>,
+
     /// Which part of each event's JSON to keep in the column payload
     #[arg(long, env, value_enum, default_value_t = PayloadPolicy::Event, help_heading = "Pipeline")]
     pub payload: PayloadPolicy,
@@ -170,7 +194,23 @@ pub struct WorkerArgs {
     /// Where to serve /livez, /readyz and /metrics; port 0 takes a free one
     #[arg(long, env, default_value = "127.0.0.1:9464", value_name = "ADDRESS", help_heading = "Probes and metrics")]
     pub http_address: SocketAddr,
+
+    /// Write metrics for CloudWatch so often, like 60s: one JSON object per line (EMF) on standard output. On Lambda, if set,
+    /// after each invocation [default: never]
+    #[arg(long, env, value_parser = duration, value_name = "TIME", help_heading = "Probes and metrics")]
+    pub emf_interval: Option<Duration>,
+
+    /// CloudWatch's namespace for these metrics
+    #[arg(long, env, default_value = "ses-ledger", value_name = "NAME", help_heading = "Probes and metrics")]
+    pub emf_namespace: String,
+
+    /// Their only dimension, Service
+    #[arg(long, env, default_value = "ses-ledger", value_name = "NAME", help_heading = "Probes and metrics")]
+    pub emf_service: String,
 }
+
+/// Where a shadow stores, unless it is told otherwise.
+const SHADOW_SCHEMA: &str = "ses_ledger_shadow";
 
 /// How long the release of what could not be stored may take at the end of the grace period.
 pub const RELEASE_BUDGET: Duration = Duration::from_secs(5);
@@ -178,16 +218,16 @@ pub const RELEASE_BUDGET: Duration = Duration::from_secs(5);
 impl Cli {
     /// Reads the command line and the environment. What is wrong with them ends the program, with 64.
     pub fn read() -> Result<Self, u8> {
-        let cli = Self::try_parse().map_err(|e| {
+        let mut cli = Self::try_parse().map_err(|e| {
             let _ = e.print();
             if e.use_stderr() { EXIT_USAGE } else { 0 }
         })?;
-        let checked = match &cli.command {
+        let checked = match &mut cli.command {
             Command::Run(args) => args.check(),
             Command::Demo(args) => args.worker.check(),
             Command::Simulate(args) => args.check(),
             Command::Migrate(args) => args.database.check(),
-            Command::Decode(_) => Ok(()),
+            Command::Decode(_) | Command::Health(_) => Ok(()),
         };
         checked.map_err(|wrong| {
             eprintln!("error: {wrong}\n\nFor more information, try '--help'.");
@@ -209,15 +249,18 @@ impl Command {
 }
 
 impl RunArgs {
-    fn check(&self) -> Result<(), String> {
+    fn check(&mut self) -> Result<(), String> {
         self.database.check()?;
         self.worker.check()?;
-        if !self.queue_url.iter().all(|url| is_queue_url(url)) {
-            return Err(
-                "QUEUE_URL (--queue-url) has to look like https://sqs.REGION.amazonaws.com/ACCOUNT/NAME; it is the queue's URL, \
-                 not its name or ARN"
-                    .to_owned(),
-            );
+        if self.shadow {
+            self.database.database_schema.get_or_insert_with(|| SHADOW_SCHEMA.to_owned());
+            if let Some(queue) = self.queue_url.iter().find(|queue| !queue.url.ends_with("-shadow")) {
+                return Err(format!(
+                    "SHADOW (--shadow) takes no queue whose name does not end in -shadow: what it takes from {} would be \
+                     missing in the pipeline that is there",
+                    queue.url
+                ));
+            }
         }
         if self.database.statement_timeout.is_zero() {
             return Err(
@@ -242,7 +285,7 @@ impl DatabaseArgs {
             url: self.database_url.clone(),
             connections: self.database_connections,
             statement_timeout: self.statement_timeout,
-            schema: None,
+            schema: self.database_schema.clone(),
         }
     }
 
@@ -283,10 +326,22 @@ impl WorkerArgs {
         }
     }
 
+    /// What to do beside the queue.
+    pub fn upkeep(&self) -> UpkeepSettings {
+        UpkeepSettings { sweep_interval: self.sweep_interval, retention_payload: self.retention_payload }
+    }
+
+    /// What to write for CloudWatch, if anything.
+    pub fn emf(&self) -> Option<EmfSettings> {
+        let (namespace, service) = (self.emf_namespace.clone(), self.emf_service.clone());
+        self.emf_interval.map(|interval| EmfSettings { interval, namespace, service })
+    }
+
     /// How to reach one of the queues.
-    pub fn sqs(&self, queue_url: &str) -> SqsSettings {
+    pub fn sqs(&self, queue: &QueueAddress) -> SqsSettings {
         SqsSettings {
-            queue_url: queue_url.to_owned(),
+            queue_url: queue.url.clone(),
+            access: queue.access.clone(),
             region: self.region.clone(),
             endpoint_url: self.endpoint_url.clone(),
             receive_wait: self.receive_wait,
@@ -346,6 +401,14 @@ impl WorkerArgs {
             ),
             (self.delete_budget.is_zero(), "DELETE_BUDGET has to be longer than zero".to_owned()),
             (self.sweep_interval.is_zero(), "SWEEP_INTERVAL has to be longer than zero".to_owned()),
+            (
+                self.retention_payload.is_some_and(|age| age < Duration::from_secs(24 * 3600)),
+                "RETENTION_PAYLOAD has to be at least 1d".to_owned(),
+            ),
+            (
+                self.emf_interval.is_some_and(|interval| interval < Duration::from_secs(1)),
+                "EMF_INTERVAL has to be at least 1s".to_owned(),
+            ),
         ];
         rules.into_iter().find(|(broken, _)| *broken).map_or(Ok(()), |(_, why)| Err(why))
     }
@@ -379,6 +442,42 @@ impl Surroundings {
     }
 }
 
+/// A queue and the credentials that it takes.
+#[derive(Clone, Debug)]
+pub struct QueueAddress {
+    pub url: String,
+    pub access: Access,
+}
+
+impl QueueAddress {
+    /// A queue that takes the credentials that are found anyhow.
+    pub fn new(url: &str) -> Self {
+        Self { url: url.to_owned(), access: Access::Default }
+    }
+}
+
+/// Reads `URL`, `URL#profile=NAME`, `URL#role=ARN` and `URL#role=ARN&external_id=ID`.
+fn queue(text: &str) -> Result<QueueAddress, String> {
+    let (url, access) = text.split_once('#').unwrap_or((text, ""));
+    if !is_queue_url(url) {
+        return Err("QUEUE_URL has to look like https://sqs.REGION.amazonaws.com/ACCOUNT/NAME; it is the queue's URL, not its name \
+                    or ARN"
+            .to_owned());
+    }
+    let mut access: BTreeMap<_, _> = access.split('&').filter_map(|part| part.split_once('=')).collect();
+    let mut take = |key| access.remove(key).filter(|value| !value.is_empty()).map(str::to_owned);
+    let found = match (take("profile"), take("role"), take("external_id")) {
+        (None, None, None) => Some(Access::Default),
+        (Some(name), None, None) => Some(Access::Profile(name)),
+        (None, Some(arn), external_id) if arn.starts_with("arn:") => Some(Access::Role { arn, external_id }),
+        _ => None,
+    };
+    let all_read = access.is_empty() && (text.contains('=') || !text.contains('#'));
+    let access = found.filter(|_| all_read);
+    let access = access.ok_or("after the # QUEUE_URL has to say profile=NAME, role=ARN or role=ARN&external_id=ID")?;
+    Ok(QueueAddress { url: url.to_owned(), access })
+}
+
 /// Host and name are there, at least. A queue of an emulator may have more or less in between.
 fn is_queue_url(url: &str) -> bool {
     let place = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
@@ -387,7 +486,7 @@ fn is_queue_url(url: &str) -> bool {
         .is_some_and(|(host, path)| !host.is_empty() && path.split('/').all(|part| !part.is_empty()))
 }
 
-/// Reads a length of time: a number with one of the units ms, s, m, h.
+/// Reads a length of time: a number with one of the units ms, s, m, h, d.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no length of time: write 500ms, 20s, 5m or 2h");
     let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
@@ -397,6 +496,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         "s" => 1_000,
         "m" => 60_000,
         "h" => 3_600_000,
+        "d" => 86_400_000,
         _ => return Err(wrong()),
     };
     number.checked_mul(millis).map(Duration::from_millis).ok_or_else(wrong)

@@ -2,6 +2,7 @@
 
 pub mod decode;
 pub mod demo;
+pub mod health;
 pub mod migrate;
 pub mod run;
 pub mod simulate;

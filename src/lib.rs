@@ -1,6 +1,7 @@
 #![doc = include_str!("ARCHITECTURE.md")]
 // The modules in the order in which the data passes them.
 
+pub mod lambda;
 pub mod sqs;
 
 pub mod event;
@@ -9,6 +10,7 @@ pub mod pipeline;
 pub mod metrics;
 pub mod orphans;
 pub mod postgres;
+pub mod upkeep;
 
 pub mod cli;
 pub mod commands;

@@ -2,6 +2,7 @@
 
 pub mod binaries;
 pub mod guard;
+pub mod lambda_api;
 pub mod postgres;
 pub mod queue;
 pub mod sqs_endpoint;

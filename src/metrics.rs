@@ -1,5 +1,7 @@
 //! What the worker counts. The doc comment of each field is its help text in `/metrics`.
 
+pub mod emf;
+
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -81,6 +83,14 @@ metrics! {
     events_drift: Gauge = Gauge::default();
     /// Orphaned events attached to their mail.
     orphans_attached: Counter = Counter::default();
+    /// Orphaned events that wait, counted once a minute.
+    orphans: Gauge = Gauge::default();
+    /// How long the oldest orphaned event has waited.
+    oldest_orphan_age_seconds: Gauge = Gauge::default();
+    /// Bodies in quarantine, counted once a minute.
+    quarantined_bodies: Gauge = Gauge::default();
+    /// Times that retention came to its end without a fault, also if it keeps everything.
+    retention_runs: Counter = Counter::default();
 
     /// Decoded parts of messages that are none of our business, by reason. A message that comes again counts again.
     ignored: Family<ReasonLabels, Counter> = Family::default();
@@ -101,6 +111,8 @@ metrics! {
     delete_retries: Counter = Counter::default();
     /// Pollers that got stuck and were replaced.
     pollers_replaced: Counter = Counter::default();
+    /// Queues that do not let us in; each is tried again once a minute.
+    queues_failed: Gauge = Gauge::default();
 }
 
 /// Labels of `receives`.

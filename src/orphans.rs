@@ -1,11 +1,10 @@
-//! Attaches orphaned events when their mail's log row has appeared, and keeps partitions ahead of time.
+//! Attaches orphaned events when their mail's log row has appeared.
 
-use std::{convert::Infallible, time::Duration};
+use std::time::Duration;
 
 use time::OffsetDateTime;
-use tokio::time::{Instant, MissedTickBehavior, interval};
-use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tokio::time::Instant;
+use tracing::warn;
 use uuid::{NoContext, Timestamp, Uuid};
 
 use crate::{
@@ -20,34 +19,9 @@ const YOUNG: Duration = Duration::from_secs(600);
 /// Older ones take turns, so many slices in each sweep. A million takes an hour at the default interval.
 const OLD_SLICES: usize = 5;
 
-/// How often partitions are looked after, and how many months they are made ahead.
-const PARTITIONS_EVERY: Duration = Duration::from_secs(3600);
-const MONTHS_AHEAD: u32 = 3;
-
-/// Sweeps until it is told to stop.
-pub async fn sweep_forever(postgres: Postgres, every: Duration, stop: CancellationToken) {
-    // Cut short wherever it is: what it was about to attach waits for the next sweep.
-    let _ = stop.run_until_cancelled(sweep_on_and_on(postgres, every)).await;
-}
-
-async fn sweep_on_and_on(postgres: Postgres, every: Duration) -> Infallible {
-    let mut ticks = interval(every);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut turn = Uuid::nil();
-    let mut partitions_due = Instant::now();
-    loop {
-        ticks.tick().await;
-        if Instant::now() >= partitions_due {
-            partitions_due = Instant::now() + PARTITIONS_EVERY;
-            look_after_partitions(&postgres).await;
-        }
-        match sweep(&postgres, &mut turn).await {
-            Ok(0) => {}
-            Ok(attached) => info!("attached {attached} orphaned events to their mails"),
-            Err(e) => warn!("cannot sweep the orphaned events: {:#}", anyhow::Error::from(e)),
-        }
-    }
-}
+/// Where the sweep over the older orphans goes on.
+#[derive(Default)]
+pub struct Turns(Uuid);
 
 /// Sweeps all orphans once. Returns how many found their mail.
 ///
@@ -65,15 +39,33 @@ async fn sweep_after(postgres: &Postgres, mut after: Uuid) -> Result<u64, StoreE
     Ok(attached)
 }
 
-/// All young orphans, and the next slices of the older ones.
-async fn sweep(postgres: &Postgres, turn: &mut Uuid) -> Result<u64, StoreError> {
+/// Sweeps all orphans once, or as many as the time allows; says whether it came to an end.
+///
+/// # Errors
+/// As for [`Postgres::sweep`]. `attached` then holds how many have found their mail until then.
+pub async fn sweep_until(postgres: &Postgres, until: Instant, attached: &mut u64) -> Result<bool, StoreError> {
+    let mut after = Uuid::nil();
+    while let Some(last) = next_slice(postgres, after, attached).await? {
+        after = last;
+        if Instant::now() >= until {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Sweeps all young orphans, and the next slices of the older ones. Returns how many found their mail.
+///
+/// # Errors
+/// As for [`Postgres::sweep`].
+pub async fn sweep(postgres: &Postgres, turns: &mut Turns) -> Result<u64, StoreError> {
     let young = floor(OffsetDateTime::now_utc() - YOUNG);
     let mut attached = sweep_after(postgres, young).await?;
     for _ in 0..OLD_SLICES {
-        match next_slice(postgres, *turn, &mut attached).await? {
-            Some(last) if last < young => *turn = last,
+        match next_slice(postgres, turns.0, &mut attached).await? {
+            Some(last) if last < young => turns.0 = last,
             _ => {
-                *turn = Uuid::nil(); // round again
+                *turns = Turns::default(); // round again
                 break;
             }
         }
@@ -98,14 +90,6 @@ async fn next_slice(postgres: &Postgres, after: Uuid, attached: &mut u64) -> Res
             }
             Err(e) => return Err(e),
         }
-    }
-}
-
-async fn look_after_partitions(postgres: &Postgres) {
-    match postgres.ensure_partitions(MONTHS_AHEAD).await {
-        Ok(0) => {}
-        Ok(made) => info!("made {made} monthly partitions"),
-        Err(e) => warn!("{e:#}"),
     }
 }
 

@@ -30,7 +30,7 @@ use tracing::{error, info, warn};
 
 use crate::metrics::Metrics;
 use ack::Deleted;
-use batch::{Arrival, Quarantined};
+use batch::{Arrival, Batch, Quarantined};
 use decode::DecodeSettings;
 use receive::{Delivery, Receipt};
 use store::{Committed, Stored};
@@ -136,6 +136,13 @@ pub struct PipelineSettings {
 pub struct Shutdown {
     pub stop: CancellationToken,
     pub give_up: CancellationToken,
+}
+
+impl Shutdown {
+    /// For one of several queues: what stops it stops no other.
+    pub fn of_one_queue(&self) -> Self {
+        Self { stop: self.stop.child_token(), give_up: self.give_up.clone() }
+    }
 }
 
 /// What the pollers share.
@@ -265,15 +272,37 @@ async fn poll<Q: Queue, S: Store>(worker: &Worker<Q, S>, beat: &Beat) -> Result<
     let mut pace = receive::Pace::default();
     while !worker.shutdown.stop.is_cancelled() {
         let batch = receive::gather(worker, beat, &mut pace).await?;
-        if batch.is_empty() {
-            continue;
-        }
-        match store::commit(worker, beat, batch).await {
-            Stored::Committed(committed) => ack::delete(worker, beat, committed).await?,
-            Stored::GaveUp(batch) => ack::release(worker, beat, batch).await,
-        }
+        settle(worker, beat, batch).await?;
     }
     Ok(())
+}
+
+/// One poller, for a queue that comes to an end: until it has no more to give, or the worker is told to stop.
+///
+/// # Errors
+/// The first [`QueueError::Fatal`].
+pub async fn drain<Q: Queue, S: Store>(worker: &Worker<Q, S>) -> Result<(), QueueError> {
+    let (beat, mut pace) = (Beat::new(), receive::Pace::default());
+    loop {
+        let batch = receive::gather(worker, &beat, &mut pace).await?;
+        if batch.is_empty() {
+            return Ok(());
+        }
+        settle(worker, &beat, batch).await?;
+    }
+}
+
+async fn settle<Q: Queue, S: Store>(worker: &Worker<Q, S>, beat: &Beat, batch: Batch) -> Result<(), QueueError> {
+    if batch.is_empty() {
+        return Ok(());
+    }
+    match store::commit(worker, beat, batch).await {
+        Stored::Committed(committed) => ack::delete(worker, beat, committed).await,
+        Stored::GaveUp(batch) => {
+            ack::release(worker, beat, batch).await;
+            Ok(())
+        }
+    }
 }
 
 /// Ever longer delays, never in step with the other pollers', without end.

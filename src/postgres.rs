@@ -6,6 +6,7 @@ pub mod migrations;
 pub mod schema;
 pub mod sender;
 pub mod simulation;
+pub mod upkeep;
 
 use std::{collections::BTreeMap, io, time::Duration};
 
@@ -264,7 +265,10 @@ impl Postgres {
     }
 
     /// Gives up when the database does not even say that a statement took too long.
-    async fn patiently<T>(&self, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    pub(crate) async fn patiently<T>(
+        &self,
+        work: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, sqlx::Error> {
         timeout(self.patience, work).await.unwrap_or_else(|_| Err(no_answer(self.patience)))
     }
 

@@ -5,7 +5,11 @@ mod direct;
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use aws_config::{BehaviorVersion, Region, identity::IdentityCache, retry::RetryConfig, timeout::TimeoutConfig};
+use aws_config::{
+    BehaviorVersion, Region, identity::IdentityCache, retry::RetryConfig, sts::AssumeRoleProvider,
+    timeout::TimeoutConfig,
+};
+use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_sqs::{
     Client,
     config::{Credentials, StalledStreamProtectionConfig},
@@ -38,10 +42,23 @@ const OPERATION: Duration = Duration::from_secs(12);
 /// hang for ever.
 const RECEIVE_MARGIN: Duration = Duration::from_secs(5);
 
+/// With which credentials.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Access {
+    /// Those that are found as by the AWS command line; a queue on this machine needs none.
+    #[default]
+    Default,
+    /// Those of a profile in the shared configuration files.
+    Profile(String),
+    /// Those of a role, which is assumed with the credentials that are found.
+    Role { arn: String, external_id: Option<String> },
+}
+
 /// How to reach a queue.
 #[derive(Clone, Debug)]
 pub struct SqsSettings {
     pub queue_url: String,
+    pub access: Access,
     /// Derived from the queue's URL if it is not given.
     pub region: Option<String>,
     /// Another endpoint than AWS's own: LocalStack, ministack, the embedded one.
@@ -76,6 +93,7 @@ impl Sqs {
         let region =
             settings.region.clone().or_else(|| region_of(url)).or_else(|| local.then(|| "us-east-1".to_owned()));
         let region = region.with_context(|| format!("cannot tell the region of the queue {url}: set AWS_REGION"))?;
+        let name = arn_of(url, &region).unwrap_or_else(|| url.rsplit('/').next().unwrap_or(url).to_owned()).into();
         let endpoint = settings.endpoint_url.clone().or_else(|| endpoint_of(url));
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .region(Region::new(region))
@@ -93,11 +111,23 @@ impl Sqs {
         if let Some(endpoint) = endpoint {
             loader = loader.endpoint_url(endpoint);
         }
-        if local {
+        match &settings.access {
+            Access::Profile(name) => loader = loader.profile_name(name),
             // Emulators check no signature, but the SDK does not send without one.
-            loader = loader.credentials_provider(Credentials::new("test", "test", None, None, "loopback"));
+            _ if local => {
+                loader = loader.credentials_provider(Credentials::new("test", "test", None, None, "loopback"));
+            }
+            _ => {}
         }
-        let shared = loader.load().await;
+        let mut shared = loader.load().await;
+        if let Access::Role { arn, external_id } = &settings.access {
+            let mut role = AssumeRoleProvider::builder(arn).session_name("ses-ledger").configure(&shared);
+            if let Some(id) = external_id {
+                role = role.external_id(id);
+            }
+            let role = SharedCredentialsProvider::new(role.build().await);
+            shared = shared.into_builder().credentials_provider(role).build();
+        }
         let endpoint = Endpoint::default();
         let quick = aws_sdk_sqs::config::Builder::from(&shared).interceptor(endpoint.clone()).build();
         let longest = settings.receive_wait + RECEIVE_MARGIN;
@@ -112,7 +142,6 @@ impl Sqs {
                     .build(),
             )
             .build();
-        let name = url.rsplit('/').next().unwrap_or(url).into();
         Ok(Self {
             receiver: Client::from_conf(patient),
             client: Client::from_conf(quick),
@@ -395,6 +424,19 @@ fn region_of(queue_url: &str) -> Option<String> {
     region.contains('-').then(|| region.to_owned())
 }
 
+/// What AWS calls the queue, in every account and region: `arn:aws:sqs:eu-west-1:123456789012:name`.
+fn arn_of(queue_url: &str, region: &str) -> Option<String> {
+    let mut path = queue_url.split_once("://")?.1.rsplit('/');
+    let (name, account) = (path.next()?, path.next()?);
+    let is_account = account.len() == 12 && account.bytes().all(|b| b.is_ascii_digit());
+    let partition = match region.split_once('-')?.0 {
+        "cn" => "aws-cn",
+        _ if region.starts_with("us-gov-") => "aws-us-gov",
+        _ => "aws",
+    };
+    is_account.then(|| format!("arn:{partition}:sqs:{region}:{account}:{name}"))
+}
+
 /// How many of these bodies go into one request: at most ten, and well below its limit in bytes.
 fn fitting(bodies: &[String]) -> usize {
     let mut bytes = 0;
@@ -461,6 +503,17 @@ mod tests {
         let localstack = "http://sqs.eu-west-1.localhost.localstack.cloud:4566/000000000000/q";
         assert_eq!(region(localstack).as_deref(), Some("eu-west-1"));
         assert!(is_loopback(localstack) && !is_loopback("http://localhost.localstack.cloud.example.com/q"));
+    }
+
+    #[test]
+    fn the_queue_url_and_the_region_make_the_arn() {
+        let arn = |url, region| arn_of(url, region).unwrap_or_default();
+        let of_aws = "https://sqs.eu-west-1.amazonaws.com/123456789012/q";
+        assert_eq!(arn(of_aws, "eu-west-1"), "arn:aws:sqs:eu-west-1:123456789012:q");
+        assert_eq!(arn("http://127.0.0.1:4566/000000000000/q", "us-east-1"), "arn:aws:sqs:us-east-1:000000000000:q");
+        assert_eq!(arn("https://x/123456789012/q", "cn-north-1"), "arn:aws-cn:sqs:cn-north-1:123456789012:q");
+        assert_eq!(arn("https://x/123456789012/q", "us-gov-west-1"), "arn:aws-us-gov:sqs:us-gov-west-1:123456789012:q");
+        assert_eq!(arn_of("http://127.0.0.1:4566/queue/q", "us-east-1"), None);
     }
 
     #[test]

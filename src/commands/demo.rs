@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cli::{Surroundings, WorkerArgs},
+    cli::{QueueAddress, Surroundings, WorkerArgs},
     commands::{
         run,
         target::{Database, INTERRUPTED, Queue, unless_interrupted},
@@ -123,8 +123,11 @@ async fn play(args: &DemoArgs, view: &View, queue: &Queue, database: &Database) 
     let settings = hurried(&args.worker);
     let probed = run::serve_probes(&settings, &shutdown, &metrics).await?;
     let worker = tokio::spawn({
-        let (queues, postgres, metrics) =
-            (vec![queue.sqs(settings.sqs(&queue.url)).await?], postgres.clone(), Arc::clone(&metrics));
+        let (queues, postgres, metrics) = (
+            vec![queue.settings(settings.sqs(&QueueAddress::new(&queue.url)))],
+            postgres.clone(),
+            Arc::clone(&metrics),
+        );
         let shutdown = shutdown.clone();
         async move { run::work(queues, &postgres, &settings, shutdown, metrics, &probed).await }
     });
@@ -153,7 +156,7 @@ async fn play(args: &DemoArgs, view: &View, queue: &Queue, database: &Database) 
         std::future::pending::<()>().await;
     }
     shutdown.stop.cancel();
-    worker.await.context("the worker broke down")??;
+    worker.await.context("the worker broke down")???;
     Ok(summary.is_exact())
 }
 
@@ -172,7 +175,7 @@ const WATCHED: Duration = Duration::from_secs(4);
 
 /// Lets the story happen: the application writes its rows, SES publishes, each in its turn.
 async fn send(story: &Story, queue: &Queue, args: &DemoArgs, postgres: &Postgres) -> anyhow::Result<()> {
-    let sqs = queue.sqs(args.worker.sqs(&queue.url)).await?;
+    let sqs = queue.sqs(args.worker.sqs(&QueueAddress::new(&queue.url))).await?;
     let (mut rows, mut bodies) = (Vec::new(), Vec::new());
     let (started, steps) = (Instant::now(), story.steps());
     let pause = WATCHED / steps.len().max(1) as u32;
@@ -202,7 +205,7 @@ async fn open_queue(args: &DemoArgs) -> anyhow::Result<Queue> {
          unset QUEUE_URL to use the embedded queue, or add --remote-queue"
     );
     let queue = Queue::given(url);
-    let depth = queue.sqs(args.worker.sqs(&queue.url)).await?.depth().await?;
+    let depth = queue.sqs(args.worker.sqs(&QueueAddress::new(&queue.url))).await?.depth().await?;
     ensure!(
         depth == 0,
         "the queue {} holds {depth} messages: the demo would take them away; use an empty queue",

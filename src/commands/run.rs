@@ -2,7 +2,7 @@
 
 use std::{
     process::ExitCode,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -12,47 +12,63 @@ use tokio::{
     task::JoinSet,
     time::{interval, sleep},
 };
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{error, info, warn};
 
 use crate::{
     cli::{EXIT_UNAVAILABLE, RELEASE_BUDGET, RunArgs, WorkerArgs},
     http::{self, Health},
-    metrics::Metrics,
-    orphans,
-    pipeline::{self, QueueError, Shutdown, Worker},
-    postgres::{
-        Postgres,
-        schema::{self, Severity},
+    lambda::Function,
+    metrics::{
+        Metrics,
+        emf::{Emf, EmfSettings},
     },
-    sqs::Sqs,
+    pipeline::{self, QueueError, Shutdown, Worker},
+    postgres::{Postgres, schema},
+    sqs::{Sqs, SqsSettings},
+    upkeep,
 };
 
 /// How long to wait before asking again for something that is not there yet at start-up.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
-/// Runs until a signal or a fault ends it.
+/// A queue that does not let us in, beside others that do, is tried again so often.
+const TRY_AGAIN: Duration = Duration::from_secs(60);
+
+/// Runs until a signal or a fault ends it. On Lambda: until Lambda ends it.
 ///
 /// # Errors
 /// If something cannot be set up.
 pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    let postgres = Postgres::new(&args.database.settings())?;
+    if args.aws_lambda_runtime_api.is_some() {
+        let emf = args.worker.emf().map(Emf::new);
+        Function::new(postgres, args.worker.pipeline(), args.worker.upkeep(), emf).serve().await?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let shutdown = Shutdown::default();
     leave_on_signals(&shutdown, args.worker.shutdown_grace)?;
-    let postgres = Postgres::new(&args.database.settings())?;
     let metrics = Arc::new(Metrics::default());
-    let workers = serve_probes(&args.worker, &shutdown, &metrics).await?;
-    let prepared = shutdown.stop.run_until_cancelled(prepare(&args, &postgres)).await;
-    let queues = match prepared {
-        Some(Ok(queues)) => queues,
+    let probed = serve_probes(&args.worker, &shutdown, &metrics).await?;
+    match shutdown.stop.run_until_cancelled(wait_for_database(&postgres)).await {
+        Some(Ok(())) => {}
         Some(Err(e)) => {
             error!("{e:#}");
             return Ok(ExitCode::from(EXIT_UNAVAILABLE));
         }
         None => return Ok(ExitCode::SUCCESS),
-    };
-    let failed = work(queues, &postgres, &args.worker, shutdown, Arc::clone(&metrics), &workers).await?;
+    }
+    let queues = args.queue_url.iter().map(|queue| args.worker.sqs(queue)).collect();
+    let ended = work(queues, &postgres, &args.worker, shutdown, Arc::clone(&metrics), &probed).await?;
     postgres.close().await;
     say_goodbye(&metrics);
-    Ok(if failed { ExitCode::from(EXIT_UNAVAILABLE) } else { ExitCode::SUCCESS })
+    Ok(match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            error!("{e}");
+            ExitCode::from(EXIT_UNAVAILABLE)
+        }
+    })
 }
 
 /// Lets the probes answer from now on: while it waits for database and queues, a worker is alive, but not ready.
@@ -71,59 +87,93 @@ pub async fn serve_probes(
     Ok(workers)
 }
 
-/// The worker itself, on queues and a database that are known to be there. Says whether a queue failed for good.
+/// The worker itself, on a database that is known to be there. The inner error is that of its only queue, or of the last.
 ///
 /// # Errors
 /// If a part of it breaks down.
 pub async fn work(
-    queues: Vec<Sqs>,
+    queues: Vec<SqsSettings>,
     postgres: &Postgres,
     args: &WorkerArgs,
     shutdown: Shutdown,
     metrics: Arc<Metrics>,
-    probed: &Workers,
-) -> anyhow::Result<bool> {
+    probed: &Arc<Workers>,
+) -> anyhow::Result<Result<(), QueueError>> {
     let postgres = postgres.clone().counting(metrics.orphans_attached.clone());
-    let start = |queue| Worker::new(queue, postgres.clone(), args.pipeline(), Arc::clone(&metrics), shutdown.clone());
-    let workers: Vec<_> = queues.into_iter().map(start).collect();
-
-    let _ = probed.0.set(workers.clone());
     let stop = &shutdown.stop;
-    let sweep = orphans::sweep_forever(postgres.clone(), args.sweep_interval, stop.clone());
-    let sweeper = tokio::spawn(sweep);
-    let watch = tokio::spawn(watch_identities(Arc::clone(&metrics)));
+    let upkeep = tokio::spawn(upkeep::forever(postgres.clone(), args.upkeep(), Arc::clone(&metrics), stop.clone()));
+    let _watch = AbortOnDropHandle::new(tokio::spawn(watch_identities(Arc::clone(&metrics))));
+    let emf = args.emf().map(|settings| tokio::spawn(write_emf(settings, Arc::clone(&metrics), stop.clone())));
 
-    let mut pipelines: JoinSet<_> = workers.into_iter().map(pipeline::run).collect();
-    let mut failed = false;
+    let alone = queues.len() == 1;
+    let mut pipelines = JoinSet::new();
+    for settings in queues {
+        let slot = probed.add();
+        let (probed, pipeline) = (Arc::clone(probed), args.pipeline());
+        let (postgres, metrics, shutdown) = (postgres.clone(), Arc::clone(&metrics), shutdown.clone());
+        pipelines.spawn(async move {
+            let start = |queue| {
+                Worker::new(queue, postgres.clone(), pipeline.clone(), Arc::clone(&metrics), shutdown.of_one_queue())
+            };
+            let serve = || serve(&settings, &shutdown.stop, |queue| probed.set(slot, start(queue)));
+            if alone { serve().await } else { serve_again_and_again(serve, &shutdown.stop, &metrics).await }
+        });
+    }
+    let mut outcome = Ok(());
     while let Some(ended) = pipelines.join_next().await {
-        failed |= ended.context("a pipeline broke down")?.is_err();
+        outcome = ended.context("a pipeline broke down")?.and(outcome);
     }
     stop.cancel();
-    sweeper.await.context("the sweep broke down")?;
-    watch.abort();
-    Ok(failed)
+    upkeep.await.context("the upkeep broke down")?;
+    if let Some(emf) = emf {
+        emf.await.context("the writer of metrics broke down")?;
+    }
+    Ok(outcome)
 }
 
-/// Waits until database and queues are there. Ends with an error only for what waiting does not mend.
-async fn prepare(args: &RunArgs, postgres: &Postgres) -> anyhow::Result<Vec<Sqs>> {
-    check_schema(postgres).await?;
-    let mut queues = Vec::new();
-    for url in &args.queue_url {
-        let queue = Sqs::new(&args.worker.sqs(url)).await?;
-        loop {
-            match queue.probe().await {
-                Ok(()) => break,
-                Err(e @ QueueError::Fatal(_)) => return Err(e.into()),
-                Err(QueueError::Transient(e)) => warn!("cannot reach the queue {url} yet: {e}"),
+/// Waits until the queue is there, and serves it until the worker is told to stop, or it does not let us in any more.
+async fn serve(
+    settings: &SqsSettings,
+    stop: &CancellationToken,
+    start: impl Fn(Sqs) -> Arc<Worker<Sqs, Postgres>>,
+) -> Result<(), QueueError> {
+    let queue = Sqs::new(settings).await.map_err(|e| QueueError::Fatal(format!("{e:#}")))?;
+    let there = async {
+        while let Err(e) = queue.probe().await {
+            match e {
+                QueueError::Fatal(_) => return Err(e),
+                QueueError::Transient(e) => warn!("cannot reach the queue {} yet: {e}", settings.queue_url),
             }
             sleep(ASK_AGAIN).await;
         }
-        queues.push(queue);
+        Ok(())
+    };
+    match stop.run_until_cancelled(there).await {
+        Some(Ok(())) => pipeline::run(start(queue)).await,
+        Some(Err(e)) => Err(e),
+        None => Ok(()),
     }
-    Ok(queues)
 }
 
-async fn check_schema(postgres: &Postgres) -> anyhow::Result<()> {
+/// One of several queues: what is wrong with it is no reason to stop the others, and somebody may mend it.
+async fn serve_again_and_again<F: Future<Output = Result<(), QueueError>>>(
+    serve: impl Fn() -> F,
+    stop: &CancellationToken,
+    metrics: &Metrics,
+) -> Result<(), QueueError> {
+    while let Err(e) = serve().await {
+        error!("{e}: trying again in {TRY_AGAIN:?}; the other queues go on");
+        metrics.queues_failed.inc();
+        let stopped = stop.run_until_cancelled(sleep(TRY_AGAIN)).await.is_none();
+        metrics.queues_failed.dec();
+        if stopped {
+            break;
+        }
+    }
+    Ok(())
+}
+
+async fn wait_for_database(postgres: &Postgres) -> anyhow::Result<()> {
     loop {
         match postgres.try_connect().await {
             Ok(()) => break,
@@ -132,19 +182,17 @@ async fn check_schema(postgres: &Postgres) -> anyhow::Result<()> {
         }
         sleep(ASK_AGAIN).await;
     }
-    let findings = schema::verify(postgres).await?;
-    for finding in &findings {
-        match finding.severity {
-            Severity::Error => error!("{}. To mend it: {}", finding.what, finding.fix),
-            Severity::Warning => warn!("{}. To mend it: {}", finding.what, finding.fix),
-        }
+    schema::ensure_usable(postgres).await
+}
+
+/// Writes metrics for CloudWatch until it is told to stop, and what came since then.
+async fn write_emf(settings: EmfSettings, metrics: Arc<Metrics>, stop: CancellationToken) {
+    let mut ticks = interval(settings.interval);
+    let emf = Emf::new(settings);
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        emf.write(&metrics);
     }
-    let unusable = findings.iter().any(|finding| finding.severity == Severity::Error);
-    anyhow::ensure!(
-        !unusable,
-        "the database's schema is not what this binary needs: see above, or run ses-ledger migrate verify"
-    );
-    Ok(())
+    emf.write(&metrics);
 }
 
 /// The first signal: stop receiving, finish what is in hand, give back the rest. The second: leave at once.
@@ -218,23 +266,45 @@ fn say_goodbye(metrics: &Metrics) {
     );
 }
 
-/// All workers of the process, as the probes see them; none before database and queues are there.
+/// All workers of the process, as the probes see them: one place for each queue, empty until the queue is there.
 #[derive(Default)]
-pub struct Workers(OnceLock<Vec<Arc<Worker<Sqs, Postgres>>>>);
+pub struct Workers(Mutex<Vec<Option<Arc<Worker<Sqs, Postgres>>>>>);
+
+impl Workers {
+    /// A place for another queue.
+    fn add(&self) -> usize {
+        let mut workers = self.all();
+        workers.push(None);
+        workers.len() - 1
+    }
+
+    fn set(&self, place: usize, worker: Arc<Worker<Sqs, Postgres>>) -> Arc<Worker<Sqs, Postgres>> {
+        self.all()[place] = Some(Arc::clone(&worker));
+        worker
+    }
+
+    fn all(&self) -> MutexGuard<'_, Vec<Option<Arc<Worker<Sqs, Postgres>>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Health for Workers {
     fn alive(&self) -> Result<(), String> {
-        match self.0.get().into_iter().flatten().find(|worker| !worker.is_alive()) {
+        match self.all().iter().flatten().find(|worker| !worker.is_alive()) {
             None => Ok(()),
             Some(stuck) => Err(format!("the pollers of {} do not move on", pipeline::Queue::name(&stuck.queue))),
         }
     }
 
+    /// Ready if at least one queue is served: of several, one that is not there does not make the others useless.
     fn ready(&self) -> Result<(), String> {
-        let Some(workers) = self.0.get() else { return Err("waiting for the database and the queue".to_owned()) };
-        match workers.iter().find_map(|worker| worker.is_ready().err()) {
-            None => Ok(()),
-            Some(why) => Err(why.to_owned()),
+        let mut why = "waiting for the database and the queue".to_owned();
+        for worker in self.all().iter().flatten() {
+            match worker.is_ready() {
+                Ok(()) => return Ok(()),
+                Err(e) => e.clone_into(&mut why),
+            }
         }
+        Err(why)
     }
 }

@@ -36,9 +36,14 @@ impl Queue {
 
     /// A client of this queue, whichever queue the settings name.
     pub(super) async fn sqs(&self, settings: SqsSettings) -> anyhow::Result<Sqs> {
+        Sqs::new(&self.settings(settings)).await
+    }
+
+    /// How to reach this queue, whichever queue the settings name.
+    pub(super) fn settings(&self, settings: SqsSettings) -> SqsSettings {
         let own = self.endpoint.is_some();
         let endpoint_url = settings.endpoint_url.filter(|_| !own); // it is its own
-        Sqs::new(&SqsSettings { queue_url: self.url.clone(), endpoint_url, ..settings }).await
+        SqsSettings { queue_url: self.url.clone(), endpoint_url, ..settings }
     }
 
     pub(super) async fn close(self) {

@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use sqlx::Row as _;
+use tracing::{error, warn};
 
 use super::{
     Postgres,
@@ -178,7 +179,7 @@ const UNIQUE_INDEXES: [UniqueIndex; 6] = [
     },
 ];
 
-const FUNCTIONS: [&str; 7] = [
+const FUNCTIONS: [&str; 8] = [
     "ses_ledger_message_id(text)",
     "ses_ledger_fact(text, text, text)",
     "ses_ledger_bounce_class_of(text, text, text)",
@@ -186,6 +187,7 @@ const FUNCTIONS: [&str; 7] = [
     "email_events_ensure_month(timestamptz)",
     "email_events_ensure_ahead(integer)",
     "email_events_ensure_for(text[], uuid[])",
+    "ses_ledger_empty_payloads(interval, integer)",
 ];
 
 /// What the worker does to each table.
@@ -222,6 +224,26 @@ pub async fn verify(postgres: &Postgres) -> anyhow::Result<Vec<Finding>> {
         findings.extend(partitions(postgres).await.context(context)?);
     }
     Ok(findings)
+}
+
+/// The worker's own question before it stores: logs what is not as it should be.
+///
+/// # Errors
+/// If the database cannot be reached, or something is missing that the worker cannot do without.
+pub async fn ensure_usable(postgres: &Postgres) -> anyhow::Result<()> {
+    let findings = verify(postgres).await?;
+    for finding in &findings {
+        match finding.severity {
+            Severity::Error => error!("{}. To mend it: {}", finding.what, finding.fix),
+            Severity::Warning => warn!("{}. To mend it: {}", finding.what, finding.fix),
+        }
+    }
+    let unusable = findings.iter().any(|finding| finding.severity == Severity::Error);
+    anyhow::ensure!(
+        !unusable,
+        "the database's schema is not what this binary needs: see above, or run ses-ledger migrate verify"
+    );
+    Ok(())
 }
 
 impl Finding {

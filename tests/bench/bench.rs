@@ -11,6 +11,7 @@ mod client;
 mod database;
 mod endpoint;
 mod figures;
+mod function;
 mod machine;
 mod measure;
 mod plan;
@@ -39,7 +40,7 @@ Measures ses-ledger: rate, CPU, memory and latency, with its own PostgreSQL and 
   tests/bench/run [OPTIONS] [-- SETTINGS OF THE WORKER]
 
   --quick            everything once and small: whether it works, not how fast
-  --only GROUP,...   rate mess size processes pollers limits growth latency memory idle
+  --only GROUP,...   rate mess size processes pollers limits growth latency memory idle lambda
   --rounds N         how often each cell is measured [default: 3]
   --messages N       messages of an ordinary cell [default: 40000]
   --grow MILLIONS    the events of the largest table [default: 10]

@@ -68,6 +68,18 @@ impl Kind {
     }
 }
 
+/// Starts the worker as a Lambda function.
+pub(crate) fn start_function(
+    database_url: &str,
+    environment: &[(&str, String)],
+    settings: &[String],
+) -> anyhow::Result<Clients> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ses-ledger"));
+    command.arg("run").args(settings).env_clear().env("DATABASE_URL", database_url).env("LOG", "warn");
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
+    Ok(Clients(vec![command.stdin(Stdio::null()).spawn().context("cannot start the function")?]))
+}
+
 impl Clients {
     pub(crate) fn pids(&self) -> Vec<u32> {
         self.0.iter().map(Child::id).collect()

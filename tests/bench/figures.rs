@@ -31,6 +31,9 @@ pub(crate) enum Figure {
     DatabaseShare,
     /// Bytes of a stored payload, on average.
     Payload,
+    /// From the start of a function until it asks for its first invocation, and that invocation, in ms.
+    Start,
+    First,
     /// Messages, or rows, that were measured.
     Messages,
     /// Messages that were handed out more than once.
@@ -59,7 +62,7 @@ pub(crate) struct Goal {
 }
 
 impl Figure {
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::EventsPerSecond,
         Self::ClientCpu,
         Self::DatabaseCpu,
@@ -74,6 +77,8 @@ impl Figure {
         Self::CoreShare,
         Self::DatabaseShare,
         Self::Payload,
+        Self::Start,
+        Self::First,
         Self::Messages,
         Self::Redelivered,
         Self::Others,
@@ -96,6 +101,8 @@ impl Figure {
             Self::CoreShare => "percent_of_a_core",
             Self::DatabaseShare => "database_percent_of_a_core",
             Self::Payload => "payload_bytes",
+            Self::Start => "start_ms",
+            Self::First => "first_invocation_ms",
             Self::Messages => "messages",
             Self::Redelivered => "redelivered",
             Self::Others => "cores_used_by_others",

@@ -26,6 +26,7 @@ use crate::{
     database::{self, Database, Server},
     endpoint::{Answer, Conditions, Endpoint},
     figures::{Figure, Sample},
+    function::Function,
     machine::{self, Account, Parts, Spent},
     plan::{Cell, Effort, Ground, What, tidy, worker_settings},
     tale::Tale,
@@ -100,6 +101,7 @@ impl Bench {
             What::Idle => self.idle().await,
             What::HalfLoad { conditions, of } => self.half_load(*conditions, of).await,
             What::Single => self.single().await,
+            What::Function { batch, tale } => self.function(*batch, tale).await,
         }
     }
 
@@ -320,6 +322,17 @@ impl Bench {
         let wrong = compare(&database.postgres, &story).await?;
         self.server.drop(database).await?;
         self.stories.remove(&tale);
+        Ok(Measured { sample, wrong })
+    }
+
+    async fn function(&mut self, batch: usize, tale: &Tale) -> anyhow::Result<Measured> {
+        let story = self.story(tale);
+        let database = self.with_logs(tale).await?;
+        let function = Function::start(&database.url, &self.effort.worker).await?;
+        let sample = function.play(&story, batch, &self.parts(&function.process)).await?;
+        let wrong = compare(&database.postgres, &story).await?;
+        drop(function);
+        self.server.drop(database).await?;
         Ok(Measured { sample, wrong })
     }
 

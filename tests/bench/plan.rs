@@ -80,6 +80,7 @@ pub(crate) enum Group {
     Latency,
     Memory,
     Idle,
+    Lambda,
 }
 
 /// One line of the table.
@@ -111,6 +112,8 @@ pub(crate) enum What {
     HalfLoad { conditions: Conditions, of: &'static str },
     /// One event at a time.
     Single,
+    /// As a Lambda function, with so many messages in each invocation.
+    Function { batch: usize, tale: Tale },
 }
 
 /// What the database of a drain holds at the beginning, and what is compared at the end.
@@ -127,7 +130,7 @@ pub(crate) enum Ground {
 }
 
 impl Group {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Rate,
         Self::Mess,
         Self::Size,
@@ -138,6 +141,7 @@ impl Group {
         Self::Latency,
         Self::Memory,
         Self::Idle,
+        Self::Lambda,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -152,6 +156,7 @@ impl Group {
             Self::Latency => "latency",
             Self::Memory => "memory",
             Self::Idle => "idle",
+            Self::Lambda => "lambda",
         }
     }
 
@@ -167,6 +172,7 @@ impl Group {
             Self::Latency => "How long it takes",
             Self::Memory => "Memory",
             Self::Idle => "With nothing to do",
+            Self::Lambda => "As a Lambda function: messages in each invocation",
         }
     }
 }
@@ -252,6 +258,11 @@ pub(crate) fn cells(effort: &Effort) -> Vec<Cell> {
     add(Group::Memory, "small backlog", true, What::Memory { backlog: small });
     add(Group::Memory, "large backlog", true, What::Memory { backlog: large });
     add(Group::Idle, "idle", true, What::Idle);
+    for batch in [10, 100, 1_000] {
+        // Small invocations are many.
+        let tale = tidy_of(if batch == 10 { n / 8 } else { n / 2 });
+        add(Group::Lambda, &format!("{batch}"), false, What::Function { batch, tale });
+    }
     cells
 }
 

@@ -241,6 +241,16 @@ fn columns(group: Group) -> &'static [Column] {
             ("database, % of a core", DatabaseShare, 3),
             ("RSS, MiB", PeakMemory, 1),
         ],
+        Group::Lambda => &[
+            ("events/s", EventsPerSecond, 0),
+            ("worker", ClientCpu, 1),
+            ("database", DatabaseCpu, 1),
+            ("start ms", Start, 1),
+            ("first ms", First, 1),
+            ("median ms", Median, 1),
+            ("RSS", PeakMemory, 0),
+            ("messages", Messages, 0),
+        ],
     }
 }
 

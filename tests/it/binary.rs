@@ -7,10 +7,14 @@ mod decoding;
 mod help;
 mod history;
 mod killed;
+mod lambda;
 mod leaving;
 mod metrics_page;
 mod migrating;
 mod poison;
+mod retention;
+mod several_queues;
+mod shadow;
 mod starting;
 
 use std::{

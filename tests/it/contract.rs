@@ -19,7 +19,7 @@ use ses_ledger::{
         receive::{Delivery, Receipt},
         store::Committed,
     },
-    sqs::{Sqs, SqsSettings},
+    sqs::{Access, Sqs, SqsSettings},
 };
 use tokio::{
     sync::oneshot,
@@ -471,6 +471,7 @@ impl UnderTest for Emulated {
 async fn sqs(url: &str, visibility: u64) -> Sqs {
     let settings = SqsSettings {
         queue_url: url.to_owned(),
+        access: Access::Default,
         region: None,
         endpoint_url: None,
         receive_wait: Duration::from_secs(20),

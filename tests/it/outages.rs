@@ -15,7 +15,7 @@ use ses_ledger::{
     metrics::{Drift, Metrics},
     orphans,
     pipeline::{self, PipelineSettings, QueueError, Shutdown, Worker},
-    sqs::{Sqs, SqsSettings},
+    sqs::{Access, Sqs, SqsSettings},
 };
 use sqlx::Executor as _;
 use time::macros::datetime;
@@ -103,7 +103,7 @@ async fn a_quiet_queue_is_asked_by_one_poller_and_a_message_is_stored_at_once() 
 #[tokio::test]
 async fn the_probe_tells_what_has_to_be_mended() {
     let (delete, hide) = (Action::DeleteMessage, Action::ChangeMessageVisibility);
-    let (gone, old) = ("the queue ses-events does not exist", "credentials for the queue ses-events have expired");
+    let (gone, old) = (":ses-events does not exist", ":ses-events have expired");
     check_probe(delete, SqsError::access_denied(), Some("sqs:DeleteMessage")).await;
     check_probe(hide, SqsError::access_denied(), Some("sqs:ChangeMessageVisibility")).await;
     check_probe(delete, SqsError::queue_does_not_exist(), Some(gone)).await;
@@ -135,8 +135,8 @@ fn check_error(cause: &SqsError, error: QueueError, fatal: Option<&str>) {
 async fn what_only_somebody_else_can_mend_ends_the_worker() {
     let receive = Action::ReceiveMessage;
     check_end(receive, SqsError::access_denied(), "sqs:ReceiveMessage").await;
-    check_end(receive, SqsError::queue_does_not_exist(), "the queue ses-events does not exist").await;
-    check_end(receive, SqsError::expired_token(), "credentials for the queue ses-events have expired").await;
+    check_end(receive, SqsError::queue_does_not_exist(), ":ses-events does not exist").await;
+    check_end(receive, SqsError::expired_token(), ":ses-events have expired").await;
     check_end(Action::DeleteMessageBatch, SqsError::access_denied(), "sqs:DeleteMessage").await;
 }
 
@@ -371,6 +371,7 @@ impl Live {
 async fn sqs(queue: &Queue, settings: &PipelineSettings) -> Sqs {
     let settings = SqsSettings {
         queue_url: queue.url.clone(),
+        access: Access::Default,
         region: None,
         endpoint_url: None,
         receive_wait: settings.receive_wait,

@@ -120,6 +120,11 @@ async fn the_worker_does_its_work_and_destroys_nothing() {
     for view in &VIEWS[..3] {
         session.may(&format!("SELECT * FROM {view}")).await;
     }
+    // The function that empties payloads runs as the owner: what is fresh is out of its reach (22023: invalid value).
+    session.may("SELECT * FROM ses_ledger_empty_payloads('1 day', 10)").await;
+    let fresh = "SELECT * FROM ses_ledger_empty_payloads('-1 day', 10)";
+    assert_eq!(session.code(fresh).await.as_deref(), Some("22023"));
+    session.may_not("UPDATE ses_ledger_upkeep SET finished_at = NULL").await;
     // Derived: nobody writes it, whatever the rights (428C9: generated always).
     assert_eq!(session.code("UPDATE email_logs SET status = 'clicked'").await.as_deref(), Some("428C9"));
 
@@ -177,6 +182,7 @@ async fn the_sender_writes_its_part_of_a_row_and_not_the_facts() {
         session.may_not(&format!("DELETE FROM {table}")).await;
     }
     session.may_not("SELECT email_events_ensure_month(now())").await;
+    session.may_not("SELECT ses_ledger_empty_payloads('90 days', 10)").await;
 }
 
 #[tokio::test]
@@ -197,6 +203,7 @@ async fn the_operator_reads_all_and_writes_nothing() {
         session.may_not(&format!("UPDATE {table} SET uuid = uuid")).await;
     }
     session.may_not("SELECT email_events_ensure_month(now())").await;
+    session.may_not("SELECT ses_ledger_empty_payloads('90 days', 10)").await;
 }
 
 #[tokio::test]

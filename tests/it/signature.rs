@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use ses_ledger::{
     pipeline::Queue as _,
-    sqs::{Sqs, SqsSettings},
+    sqs::{Access, Sqs, SqsSettings},
 };
 use sha2::{Digest as _, Sha256};
 use tokio::{
@@ -19,6 +19,7 @@ async fn every_request_is_signed_as_aws_asks() {
     let mut service = Service::start().await;
     let settings = SqsSettings {
         queue_url: format!("{}/000000000000/events", service.url),
+        access: Access::Default,
         region: None,
         endpoint_url: None,
         receive_wait: Duration::from_secs(1),

@@ -7,7 +7,7 @@ use ses_ledger::{
     metrics::{Drift, Metrics},
     pipeline::{self, PipelineSettings, QueueError, Shutdown, Worker, decode::DecodeSettings},
     postgres::Postgres,
-    sqs::{Sqs, SqsSettings},
+    sqs::{Access, Sqs, SqsSettings},
 };
 use tokio::{
     task::JoinHandle,
@@ -66,6 +66,7 @@ impl Running {
     pub(crate) async fn start(queue_url: &str, store: Postgres, settings: PipelineSettings) -> Self {
         let sqs = SqsSettings {
             queue_url: queue_url.to_owned(),
+            access: Access::Default,
             region: None,
             endpoint_url: None,
             receive_wait: settings.receive_wait,

@@ -19,7 +19,7 @@ use crate::{
     commands::screen::Screen,
     local::postgres::StopMode,
     postgres::PostgresSettings,
-    sqs::{SqsSettings, is_loopback},
+    sqs::{Access, SqsSettings, is_loopback},
 };
 
 /// Arguments of `simulate`.
@@ -235,6 +235,7 @@ impl SimulateArgs {
     pub(super) fn sqs(&self, queue_url: &str) -> SqsSettings {
         SqsSettings {
             queue_url: queue_url.to_owned(),
+            access: Access::Default,
             region: self.target.region.clone(),
             endpoint_url: self.target.endpoint_url.clone(),
             receive_wait: Duration::from_secs(1),

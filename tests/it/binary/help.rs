@@ -101,16 +101,18 @@ async fn every_setting_shows_its_variable_its_form_and_its_default() {
     for setting in text.split("\n      --").skip(1) {
         let name = setting.split(' ').next().expect("a name stands first");
         let head = setting.lines().next().expect("it has a first line");
-        assert!(head.contains('<'), "--{name} does not say what it takes");
+        assert!(head.contains('<') || name.starts_with("shadow"), "--{name} does not say what it takes");
         let variable = setting.split("[env: ").nth(1).and_then(|rest| rest.split(['=', ']']).next());
         let variable = variable.unwrap_or_else(|| panic!("--{name} does not name its variable"));
         assert!(variables.insert(variable.to_owned()), "{variable} belongs to two settings");
-        let without = ["database-url", "queue-url"].contains(&name);
+        let without = ["database-url", "queue-url", "shadow\n"].iter().any(|n| setting.starts_with(n));
         assert!(without != setting.contains("[default: "), "--{name} does not show its default");
         if head.contains("<TIME>") {
             let default = setting.split("[default: ").nth(1).expect("asserted above");
             let unit = default.trim_start_matches(|c: char| c.is_ascii_digit());
-            assert!(["ms]", "s]", "m]", "h]"].iter().any(|u| unit.starts_with(u)), "--{name} shows no unit: {default}");
+            let off = ["never]", "keep them]"].iter().any(|word| default.starts_with(word));
+            let has_unit = ["ms]", "s]", "m]", "h]"].iter().any(|u| unit.starts_with(u));
+            assert!(off || has_unit, "--{name} shows no unit: {default}");
         }
     }
     assert!(variables.len() >= 20, "{variables:?}");

@@ -145,7 +145,7 @@ async fn two_queues_are_served_by_one_process() {
     running.stop().await;
     assert_exact(&database, &story.truth).await;
     let queues = database.texts("SELECT DISTINCT queue FROM email_events ORDER BY queue").await;
-    assert_eq!(queues, ["other-events", "ses-events"]);
+    assert_eq!(queues, ["other-events", "ses-events"].map(|name| format!("arn:aws:sqs:us-east-1:000000000000:{name}")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -64,7 +64,7 @@ async fn the_workers_own_role_is_enough() {
 async fn a_missing_queue_is_final() {
     let (database, queue) = (database::fresh().await, Queue::start().await);
     let wrong = queue.url.replace("ses-events", "sea-events");
-    check(&database.url, &wrong, &["the queue sea-events does not exist", "QUEUE_URL"]).await;
+    check(&database.url, &wrong, &[":sea-events does not exist", "QUEUE_URL"]).await;
 }
 
 #[tokio::test]

@@ -1,0 +1,286 @@
+//! The same decode, batch and store behind Lambda's event source mapping.
+//!
+//! There Lambda receives the messages and, after the answer, deletes all that the answer does not name as failed. So each
+//! invocation is a queue of its own that comes to an end: [`Handed`] hands out its messages, and what was not deleted from
+//! it is what the answer names. Nothing is kept between invocations but the connections, and what was counted.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context as _, bail};
+use futures_util::{FutureExt as _, TryFutureExt as _};
+use lambda_runtime::{LambdaEvent, service_fn};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::{
+    sync::OnceCell,
+    time::{Instant, sleep_until, timeout_at},
+};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{error, info};
+
+use crate::{
+    metrics::{Metrics, emf::Emf},
+    pipeline::{
+        self, PipelineSettings, Queue, QueueError, Shutdown, Worker,
+        ack::Deleted,
+        receive::{Delivery, Receipt},
+        store::Committed,
+    },
+    postgres::{Postgres, schema},
+    upkeep::{self, UpkeepSettings},
+};
+
+/// What is left of an invocation's time when it stops storing, to answer with what it has: a fifth of it, at most this.
+const TO_ANSWER: Duration = Duration::from_secs(2);
+
+/// A function that stores what it is invoked with.
+pub struct Function {
+    postgres: Postgres,
+    pipeline: PipelineSettings,
+    upkeep: UpkeepSettings,
+    metrics: Arc<Metrics>,
+    emf: Option<Emf>,
+    /// The schema was looked at, and is what we need.
+    checked: OnceCell<()>,
+}
+
+/// What a function answers to an event source mapping: the messages that are to come again. All others are deleted.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Failed {
+    pub batch_item_failures: Vec<FailedItem>,
+}
+
+/// A message that is to come again.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FailedItem {
+    pub item_identifier: String,
+}
+
+/// What an event source mapping of SQS invokes with.
+#[derive(Deserialize)]
+struct SqsEvent {
+    #[serde(rename = "Records")]
+    records: Vec<Record>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Record {
+    message_id: String,
+    #[serde(default)]
+    body: String,
+    #[serde(default)]
+    attributes: Attributes,
+    #[serde(rename = "eventSourceARN")]
+    queue_arn: Arc<str>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Attributes {
+    approximate_receive_count: Option<String>,
+}
+
+impl Function {
+    /// Connects nothing yet.
+    pub fn new(postgres: Postgres, pipeline: PipelineSettings, upkeep: UpkeepSettings, emf: Option<Emf>) -> Self {
+        let metrics = Arc::new(Metrics::default());
+        let postgres = postgres.counting(metrics.orphans_attached.clone());
+        // One invocation is one poller: Lambda itself runs several at once.
+        let pipeline = PipelineSettings { pollers: 1, ..pipeline };
+        Self { postgres, pipeline, upkeep, metrics, emf, checked: OnceCell::new() }
+    }
+
+    /// Answers invocations, one after the other, for as long as Lambda lets it.
+    ///
+    /// # Errors
+    /// If the runtime API cannot be reached.
+    pub async fn serve(self) -> anyhow::Result<()> {
+        let function = &self;
+        let handler = service_fn(|event: LambdaEvent<Value>| {
+            let left = Duration::from_millis(event.context.deadline).saturating_sub(since_1970());
+            // Boxed: the compiler gives up on the runtime's layers around a future of this depth.
+            function.invoke(event.payload, left).map_err(|e| format!("{e:#}")).boxed()
+        });
+        lambda_runtime::run(handler)
+            .await
+            .map_err(anyhow::Error::from_boxed)
+            .context("cannot talk to Lambda's runtime API")
+    }
+
+    /// One invocation, with what is left of its time: messages of an event source mapping, or the schedule's reminder.
+    ///
+    /// # Errors
+    /// If the event is neither, or the upkeep fails. Never for what is in a message.
+    pub async fn invoke(&self, event: Value, left: Duration) -> anyhow::Result<Value> {
+        let until = Instant::now() + left - TO_ANSWER.min(left / 5);
+        let answer = if event.get("Records").is_some() {
+            // What the parser says may show some of it.
+            let event: SqsEvent =
+                serde_json::from_value(event).ok().context("cannot read the records of this event")?;
+            serde_json::to_value(self.store(event.records, until).await)?
+        } else if is_reminder(&event) {
+            self.look_after(until).await?
+        } else {
+            bail!("this event is neither from an SQS event source mapping nor from a schedule");
+        };
+        if let Some(emf) = &self.emf {
+            emf.write(&self.metrics);
+        }
+        Ok(answer)
+    }
+
+    async fn store(&self, records: Vec<Record>, until: Instant) -> Failed {
+        let mut failed = Failed::default();
+        let ready = match timeout_at(until, self.check_schema()).await {
+            Ok(Ok(())) => true,
+            Ok(Err(e)) => {
+                error!("{e:#}: {} messages go back to the queue", records.len());
+                false
+            }
+            Err(_) => {
+                error!("the database does not answer: {} messages go back to the queue", records.len());
+                false
+            }
+        };
+        for queue in Handed::by_queue(records) {
+            let queue = if ready { self.store_queue(queue, until).await } else { queue };
+            failed.batch_item_failures.extend(queue.left().map(|item_identifier| FailedItem { item_identifier }));
+        }
+        failed
+    }
+
+    /// Stores the messages of one queue, until the time is up.
+    async fn store_queue(&self, queue: Handed, until: Instant) -> Handed {
+        let shutdown = Shutdown::default();
+        let worker = Worker::new(
+            queue,
+            self.postgres.clone(),
+            self.pipeline.clone(),
+            Arc::clone(&self.metrics),
+            shutdown.clone(),
+        );
+        let _alarm = AbortOnDropHandle::new(tokio::spawn(async move {
+            sleep_until(until).await;
+            shutdown.stop.cancel();
+            shutdown.give_up.cancel();
+        }));
+        if let Err(e) = pipeline::drain(&worker).await {
+            error!("{e}");
+        }
+        Handed::clone(&worker.queue)
+    }
+
+    /// What a worker does beside its queue: attaches orphans, makes partitions, lets go of what is too old.
+    async fn look_after(&self, until: Instant) -> anyhow::Result<Value> {
+        self.check_schema().await?;
+        let done = upkeep::once(&self.postgres, &self.upkeep, &self.metrics, until).await?;
+        upkeep::gauge(&self.postgres, &self.metrics).await?;
+        info!(
+            attached = done.attached,
+            partitions = done.partitions,
+            emptied = done.emptied,
+            "looked after the tables"
+        );
+        Ok(serde_json::to_value(done)?)
+    }
+
+    /// Once per process. A unique index that is missing or invalid lets duplicates in without a word.
+    async fn check_schema(&self) -> anyhow::Result<()> {
+        self.checked.get_or_try_init(|| schema::ensure_usable(&self.postgres)).await.copied()
+    }
+}
+
+/// The messages of one queue that an invocation was given. Its clones are the same.
+#[derive(Clone)]
+struct Handed {
+    arn: Arc<str>,
+    messages: Arc<Mutex<Messages>>,
+}
+
+#[derive(Default)]
+struct Messages {
+    waiting: VecDeque<Delivery>,
+    /// Their ids, until they are deleted. The handle of a delivery is its position here: SQS may hand out one message twice.
+    left: Vec<Option<String>>,
+}
+
+impl Handed {
+    /// An event source mapping has one queue, so this is nearly always one.
+    fn by_queue(records: Vec<Record>) -> Vec<Self> {
+        let mut queues: Vec<Self> = Vec::new();
+        for record in records {
+            let known = queues.iter().position(|queue| queue.arn == record.queue_arn);
+            let known = known.unwrap_or_else(|| {
+                queues.push(Self { arn: Arc::clone(&record.queue_arn), messages: Arc::default() });
+                queues.len() - 1
+            });
+            queues[known].messages().add(record);
+        }
+        queues
+    }
+
+    /// What was not deleted.
+    fn left(&self) -> impl Iterator<Item = String> + use<> {
+        std::mem::take(&mut self.messages().left).into_iter().flatten()
+    }
+
+    fn messages(&self) -> MutexGuard<'_, Messages> {
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Messages {
+    fn add(&mut self, record: Record) {
+        let receive_count =
+            record.attributes.approximate_receive_count.and_then(|count| count.parse().ok()).unwrap_or(1);
+        let handle = self.left.len().to_string();
+        self.waiting.push_back(Delivery { id: record.message_id.clone(), handle, body: record.body, receive_count });
+        self.left.push(Some(record.message_id));
+    }
+
+    fn delete(&mut self, receipt: &Receipt) {
+        let position: Option<usize> = receipt.handle().parse().ok();
+        if let Some(message) = position.and_then(|position| self.left.get_mut(position)) {
+            *message = None;
+        }
+    }
+}
+
+impl Queue for Handed {
+    fn name(&self) -> Arc<str> {
+        Arc::clone(&self.arn)
+    }
+
+    async fn receive(&self, max: usize, _wait: Duration) -> Result<Vec<Delivery>, QueueError> {
+        let waiting = &mut self.messages().waiting;
+        let count = max.min(waiting.len());
+        Ok(waiting.drain(..count).collect())
+    }
+
+    async fn delete(&self, committed: Committed) -> Deleted {
+        committed.receipts().iter().for_each(|receipt| self.messages().delete(receipt));
+        Deleted { left: committed.keep(&[]), error: None }
+    }
+
+    /// Lambda keeps them hidden while the function works, and shows those that come back when their time is over.
+    async fn change_visibility(&self, _receipts: &[&Receipt], _timeout: Duration) -> Result<(), QueueError> {
+        Ok(())
+    }
+}
+
+/// An event of EventBridge's schedule, or what a schedule with an input of its own sends.
+fn is_reminder(event: &Value) -> bool {
+    let says = |key: &str, value: &str| event.get(key).and_then(Value::as_str) == Some(value);
+    says("source", "aws.events") || says("source", "aws.scheduler") || says("ses_ledger", "maintain")
+}
+
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}

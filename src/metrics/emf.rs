@@ -1,0 +1,154 @@
+//! Metrics for CloudWatch, in its embedded metric format: one JSON object per line on standard output, past the log, which
+//! CloudWatch Logs turns into metrics by itself. The format:
+//! <https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html>
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write as _},
+    sync::{Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use serde_json::{Map, Value, json};
+use tracing::warn;
+
+use super::Metrics;
+
+/// Where the metrics go, and how often.
+#[derive(Clone, Debug)]
+pub struct EmfSettings {
+    pub interval: Duration,
+    /// CloudWatch's namespace.
+    pub namespace: String,
+    /// Value of the only dimension, `Service`.
+    pub service: String,
+}
+
+/// Writes what has changed since it last wrote.
+pub struct Emf {
+    settings: EmfSettings,
+    written: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+impl Emf {
+    pub fn new(settings: EmfSettings) -> Self {
+        Self { settings, written: Mutex::default() }
+    }
+
+    /// Writes one line. Counters as their increase since the line before, gauges as they are.
+    pub fn write(&self, metrics: &Metrics) {
+        let line = self.line(metrics, SystemTime::now());
+        if let Err(e) = writeln!(io::stdout().lock(), "{line}") {
+            warn!("cannot write metrics to standard output: {e}");
+        }
+    }
+
+    fn line(&self, metrics: &Metrics, now: SystemTime) -> Value {
+        let mut values = Map::new();
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, value) in metrics.counters() {
+            let before = written.insert(name, value).unwrap_or_default();
+            values.insert(name.to_owned(), (value - before).into());
+        }
+        for (name, _, value) in metrics.gauges() {
+            values.insert(name.to_owned(), value.into());
+        }
+        let counts = metrics.counters().into_iter().map(|(name, _)| json!({ "Name": name, "Unit": "Count" }));
+        let gauges = metrics.gauges().into_iter().map(|(name, unit, _)| json!({ "Name": name, "Unit": unit }));
+        let since_1970 = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        values.insert("Service".to_owned(), self.settings.service.as_str().into());
+        values.insert(
+            "_aws".to_owned(),
+            json!({
+                "Timestamp": since_1970.as_millis() as u64,
+                "CloudWatchMetrics": [{
+                    "Namespace": self.settings.namespace,
+                    "Dimensions": [["Service"]],
+                    "Metrics": counts.chain(gauges).collect::<Vec<_>>(),
+                }],
+            }),
+        );
+        values.into()
+    }
+}
+
+impl Metrics {
+    fn counters(&self) -> [(&'static str, u64); 18] {
+        [
+            ("MessagesReceived", &self.messages_received),
+            ("MessagesStored", &self.messages_stored),
+            ("MessagesIgnored", &self.messages_ignored),
+            ("MessagesRejected", &self.messages_rejected),
+            ("MessagesReleased", &self.messages_released),
+            ("MessagesDeleted", &self.messages_deleted),
+            ("MessagesUndeleted", &self.messages_undeleted),
+            ("MessagesRedelivered", &self.messages_redelivered),
+            ("EventsDecoded", &self.events_decoded),
+            ("EventsInserted", &self.events_inserted),
+            ("EventsDuplicate", &self.events_duplicate),
+            ("EventsOrphaned", &self.events_orphaned),
+            ("EventsQuarantined", &self.events_quarantined),
+            ("OrphansAttached", &self.orphans_attached),
+            ("StoreRetries", &self.store_retries),
+            ("DeleteRetries", &self.delete_retries),
+            ("PollersReplaced", &self.pollers_replaced),
+            ("RetentionRuns", &self.retention_runs),
+        ]
+        .map(|(name, counter)| (name, counter.get()))
+    }
+
+    /// With their units.
+    fn gauges(&self) -> [(&'static str, &'static str, u64); 6] {
+        let drift = self.check_identities();
+        let waiting = |gauge: &prometheus_client::metrics::gauge::Gauge| gauge.get().unsigned_abs();
+        [
+            ("MessagesInHand", "Count", waiting(&self.messages_in_hand)),
+            ("MessagesDrift", "Count", drift.messages.unsigned_abs()),
+            ("EventsDrift", "Count", drift.events.unsigned_abs()),
+            ("Orphans", "Count", waiting(&self.orphans)),
+            ("OldestOrphanAge", "Seconds", waiting(&self.oldest_orphan_age_seconds)),
+            ("QuarantinedBodies", "Count", waiting(&self.quarantined_bodies)),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_holds_what_was_counted_since_the_line_before() {
+        let emf = Emf::new(EmfSettings {
+            interval: Duration::from_secs(60),
+            namespace: "mail".to_owned(),
+            service: "ledger".to_owned(),
+        });
+        let metrics = Metrics::default();
+        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_750_000_000_123);
+        metrics.events_inserted.inc_by(5);
+        metrics.oldest_orphan_age_seconds.set(77);
+        let first = emf.line(&metrics, at);
+        metrics.events_inserted.inc_by(2);
+        let second = emf.line(&metrics, at);
+
+        assert_eq!((&first["EventsInserted"], &second["EventsInserted"]), (&json!(5), &json!(2)));
+        assert_eq!((&first["OldestOrphanAge"], &second["OldestOrphanAge"]), (&json!(77), &json!(77)));
+        assert_eq!((&first["Service"], &first["_aws"]["Timestamp"]), (&json!("ledger"), &json!(1_750_000_000_123_u64)));
+        let directive = &first["_aws"]["CloudWatchMetrics"][0];
+        assert_eq!((&directive["Namespace"], &directive["Dimensions"]), (&json!("mail"), &json!([["Service"]])));
+    }
+
+    #[test]
+    fn every_metric_that_is_announced_has_a_value_and_the_other_way_round() {
+        let emf = Emf::new(EmfSettings { interval: Duration::ZERO, namespace: String::new(), service: String::new() });
+        let line = emf.line(&Metrics::default(), SystemTime::now());
+        let announced = line["_aws"]["CloudWatchMetrics"][0]["Metrics"].as_array().into_iter().flatten();
+        let mut announced: Vec<&str> = announced.filter_map(|metric| metric["Name"].as_str()).collect();
+        announced.sort_unstable();
+        let values =
+            line.as_object().into_iter().flatten().filter(|(name, _)| !["_aws", "Service"].contains(&name.as_str()));
+        let values: Vec<&str> = values.map(|(name, _)| name.as_str()).collect();
+        assert_eq!(announced, values);
+        assert_eq!(values.len(), 24);
+    }
+}

@@ -1,0 +1,60 @@
+//! Counts what waits, and lets go of what is too old.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use sqlx::{Row as _, postgres::PgRow};
+use time::OffsetDateTime;
+
+use super::Postgres;
+
+/// What waits for somebody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaitingRooms {
+    pub orphans: i64,
+    pub oldest_orphan_at: Option<OffsetDateTime>,
+    pub quarantined_bodies: i64,
+}
+
+/// What one slice of the pass over old payloads did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Emptied {
+    pub payloads: u64,
+    /// The pass is over, or another worker is at it.
+    pub finished: bool,
+}
+
+/// Counts orphans and quarantined bodies.
+///
+/// # Errors
+/// If the database cannot be read.
+pub async fn waiting_rooms(postgres: &Postgres) -> anyhow::Result<WaitingRooms> {
+    let query = sqlx::query(
+        "SELECT (SELECT count(*) FROM orphaned_events) AS orphans,
+                (SELECT stored_at FROM orphaned_events ORDER BY uuid LIMIT 1) AS oldest_orphan_at,
+                (SELECT count(*) FROM quarantined_messages) AS quarantined_bodies",
+    );
+    let read = |row: PgRow| {
+        Ok(WaitingRooms {
+            orphans: row.try_get("orphans")?,
+            oldest_orphan_at: row.try_get("oldest_orphan_at")?,
+            quarantined_bodies: row.try_get("quarantined_bodies")?,
+        })
+    };
+    let counted = postgres.patiently(query.try_map(read).fetch_one(&postgres.pool)).await;
+    counted.context("cannot count the orphaned events and the quarantine")
+}
+
+/// Looks at the next `most` events of mails that are older than `age`, and empties their payloads.
+///
+/// # Errors
+/// If the database cannot be reached, or the role may not call the function.
+pub async fn empty_payloads(postgres: &Postgres, age: Duration, most: u32) -> anyhow::Result<Emptied> {
+    let query = sqlx::query("SELECT emptied, finished FROM ses_ledger_empty_payloads(make_interval(secs => $1), $2)");
+    let query = query.bind(age.as_secs_f64()).bind(most as i32);
+    let read = |row: PgRow| {
+        Ok(Emptied { payloads: row.try_get::<i32, _>("emptied")? as u64, finished: row.try_get("finished")? })
+    };
+    let emptied = postgres.patiently(query.try_map(read).fetch_one(&postgres.pool)).await;
+    emptied.context("cannot empty old payloads")
+}

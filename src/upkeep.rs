@@ -1,0 +1,158 @@
+//! What has to be done beside the queue: attach orphans, keep partitions ahead of time, let go of what is too old.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use serde::Serialize;
+use time::OffsetDateTime;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    metrics::Metrics,
+    orphans::{self, Turns},
+    postgres::{
+        Postgres,
+        upkeep::{Emptied, empty_payloads, waiting_rooms},
+    },
+};
+
+/// How often partitions and retention are looked after, and how many months partitions are made ahead.
+const SELDOM: Duration = Duration::from_secs(3600);
+const MONTHS_AHEAD: u32 = 3;
+/// How often the waiting rooms are counted.
+const COUNT_EVERY: Duration = Duration::from_secs(60);
+/// Events to look at in one statement, and how long to leave the database to others after it.
+const SLICE: u32 = 1_000;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What to do how often.
+#[derive(Clone, Copy, Debug)]
+pub struct UpkeepSettings {
+    pub sweep_interval: Duration,
+    /// Payloads of events that are older are emptied; `None`: kept for ever.
+    pub retention_payload: Option<Duration>,
+}
+
+/// What one round did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Done {
+    /// Orphans that found their mail.
+    pub attached: u64,
+    /// Monthly partitions that were missing.
+    pub partitions: i32,
+    /// Payloads that were let go of.
+    pub emptied: u64,
+    /// The time was enough for all of it; else the next round goes on.
+    pub complete: bool,
+}
+
+/// Goes on until it is told to stop.
+pub async fn forever(postgres: Postgres, settings: UpkeepSettings, metrics: Arc<Metrics>, stop: CancellationToken) {
+    let rounds = async {
+        tokio::join!(
+            sweep_on_and_on(&postgres, settings.sweep_interval),
+            look_after_tables(&postgres, settings.retention_payload, &metrics),
+            count_on_and_on(&postgres, &metrics),
+        )
+    };
+    // Cut short wherever it is: what it was about to do waits for the next round.
+    let _ = stop.run_until_cancelled(rounds).await;
+}
+
+/// One round of everything, until the time is up.
+///
+/// # Errors
+/// If the database cannot be reached, or refuses something. What was done until then stays done.
+pub async fn once(
+    postgres: &Postgres,
+    settings: &UpkeepSettings,
+    metrics: &Metrics,
+    until: Instant,
+) -> anyhow::Result<Done> {
+    let partitions = postgres.ensure_partitions(MONTHS_AHEAD).await?;
+    let mut done = Done { partitions, ..Done::default() };
+    let swept = orphans::sweep_until(postgres, until, &mut done.attached).await?;
+    let emptied = match settings.retention_payload {
+        Some(age) => empty_until(postgres, age, until, &mut done.emptied).await?,
+        None => true,
+    };
+    metrics.retention_runs.inc();
+    done.complete = swept && emptied;
+    Ok(done)
+}
+
+/// Counts what waits: orphans, and bodies in quarantine.
+///
+/// # Errors
+/// If the database cannot be read.
+pub async fn gauge(postgres: &Postgres, metrics: &Metrics) -> anyhow::Result<()> {
+    let rooms = waiting_rooms(postgres).await?;
+    let age = rooms.oldest_orphan_at.map_or(0, |at| (OffsetDateTime::now_utc() - at).whole_seconds().max(0));
+    metrics.orphans.set(rooms.orphans);
+    metrics.oldest_orphan_age_seconds.set(age);
+    metrics.quarantined_bodies.set(rooms.quarantined_bodies);
+    Ok(())
+}
+
+async fn sweep_on_and_on(postgres: &Postgres, every: Duration) -> Infallible {
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut turns = Turns::default();
+    loop {
+        ticks.tick().await;
+        match orphans::sweep(postgres, &mut turns).await {
+            Ok(0) => {}
+            Ok(attached) => info!("attached {attached} orphaned events to their mails"),
+            Err(e) => warn!("cannot sweep the orphaned events: {:#}", anyhow::Error::from(e)),
+        }
+    }
+}
+
+async fn look_after_tables(postgres: &Postgres, retention: Option<Duration>, metrics: &Metrics) -> Infallible {
+    let mut ticks = interval(SELDOM);
+    loop {
+        ticks.tick().await;
+        match postgres.ensure_partitions(MONTHS_AHEAD).await {
+            Ok(0) => {}
+            Ok(made) => info!("made {made} monthly partitions"),
+            Err(e) => warn!("{e:#}"),
+        }
+        let mut emptied = 0;
+        let outcome = match retention {
+            Some(age) => empty_until(postgres, age, Instant::now() + SELDOM, &mut emptied).await.map(drop),
+            None => Ok(()),
+        };
+        if emptied > 0 {
+            info!("emptied {emptied} payloads that were older than RETENTION_PAYLOAD");
+        }
+        match outcome {
+            Ok(()) => _ = metrics.retention_runs.inc(),
+            Err(e) => warn!("{e:#}"),
+        }
+    }
+}
+
+async fn count_on_and_on(postgres: &Postgres, metrics: &Metrics) -> Infallible {
+    let mut ticks = interval(COUNT_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if let Err(e) = gauge(postgres, metrics).await {
+            warn!("{e:#}");
+        }
+    }
+}
+
+/// Says whether it came to an end.
+async fn empty_until(postgres: &Postgres, age: Duration, until: Instant, emptied: &mut u64) -> anyhow::Result<bool> {
+    while Instant::now() < until {
+        let Emptied { payloads, finished } = empty_payloads(postgres, age, SLICE).await?;
+        *emptied += payloads;
+        if finished {
+            return Ok(true);
+        }
+        sleep(PAUSE).await;
+    }
+    Ok(false)
+}
