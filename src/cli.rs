@@ -12,7 +12,7 @@ use crate::{
         PipelineSettings,
         decode::{DecodeSettings, PayloadPolicy},
     },
-    postgres::PostgresSettings,
+    postgres::{Auth, Pooler, PostgresSettings},
     sqs::{Access, SqsSettings},
     telemetry::LogFormat,
     upkeep::UpkeepSettings,
@@ -77,9 +77,39 @@ pub enum Command {
 /// Which database, and how to talk to it.
 #[derive(Args, Clone)]
 pub struct DatabaseArgs {
-    /// PostgreSQL database, as postgres://USER:PASSWORD@HOST:5432/NAME
-    #[arg(long, env, value_name = "URL", hide_env_values = true, help_heading = "Database")]
-    pub database_url: String,
+    /// PostgreSQL database, as postgres://USER:PASSWORD@HOST:5432/NAME; needed unless a secret says everything. A server
+    /// that is not on this machine has to prove who it is, by a certificate of a public authority, of Amazon RDS or from
+    /// ?sslrootcert=FILE; ?sslmode=disable does without TLS
+    #[arg(
+        long,
+        env,
+        value_name = "URL",
+        hide_env_values = true,
+        required_unless_present = "database_secret",
+        help_heading = "Database"
+    )]
+    pub database_url: Option<String>,
+
+    /// Secret in AWS Secrets Manager, as JSON like {"username", "password", "host", "port", "dbname"}. User and password win
+    /// over the URL's, the rest fills in what the URL leaves out. Read again when the login is refused
+    #[arg(long, env, value_name = "ARN", help_heading = "Database")]
+    pub database_secret: Option<String>,
+
+    /// What to log in with: the password, or a token for IAM database authentication, signed with the AWS credentials
+    #[arg(long, env, value_enum, default_value_t, help_heading = "Database")]
+    pub database_auth: Auth,
+
+    /// What stands between the worker and the server
+    #[arg(long, env, value_enum, default_value_t, help_heading = "Database")]
+    pub database_pooler: Pooler,
+
+    /// Schema of the tables [default: where the login's search path leads]
+    #[arg(long, env, value_name = "NAME", help_heading = "Database")]
+    pub database_schema: Option<String>,
+
+    /// Read here, because the roots that are built in take its place in sqlx.
+    #[arg(long, env = "PGSSLROOTCERT", value_name = "FILE", hide = true)]
+    pub pgsslrootcert: Option<PathBuf>,
 
     /// Connections to the database; more than two seldom help
     #[arg(long, env, default_value_t = 2, value_name = "N", help_heading = "Database")]
@@ -88,10 +118,6 @@ pub struct DatabaseArgs {
     /// How long a statement may take before the database ends it; shorter than STORE_TIMEOUT
     #[arg(long, env, default_value = "10s", value_parser = duration, value_name = "TIME", help_heading = "Database")]
     pub statement_timeout: Duration,
-
-    /// Schema of the tables; `migrate up` makes it [default: where the login's search path leads]
-    #[arg(long, env, value_name = "NAME", help_heading = "Database")]
-    pub database_schema: Option<String>,
 }
 
 /// Settings of the worker.
@@ -226,7 +252,7 @@ impl Cli {
             Command::Run(args) => args.check(),
             Command::Demo(args) => args.worker.check(),
             Command::Simulate(args) => args.check(),
-            Command::Migrate(args) => args.database.check(),
+            Command::Migrate(args) => args.check(),
             Command::Decode(_) | Command::Health(_) => Ok(()),
         };
         checked.map_err(|wrong| {
@@ -281,31 +307,45 @@ impl RunArgs {
 impl DatabaseArgs {
     /// How to reach the database.
     pub fn settings(&self) -> PostgresSettings {
+        // A variable without a value says nothing: templates cannot always leave it out.
+        let given = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
         PostgresSettings {
-            url: self.database_url.clone(),
+            url: given(&self.database_url),
+            secret: given(&self.database_secret),
+            auth: self.database_auth,
+            pooler: self.database_pooler,
+            root_cert: self.pgsslrootcert.clone().filter(|file| !file.as_os_str().is_empty()),
             connections: self.database_connections,
             statement_timeout: self.statement_timeout,
-            schema: self.database_schema.clone(),
+            schema: given(&self.database_schema),
         }
     }
 
-    fn check(&self) -> Result<(), String> {
-        let url = &self.database_url;
-        let rest = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"));
-        match rest {
-            None => {
-                Err("DATABASE_URL (--database-url) has to look like postgres://USER:PASSWORD@HOST:5432/NAME".to_owned())
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let settings = self.settings();
+        match (&settings.url, &settings.secret) {
+            (None, None) => {
+                return Err("DATABASE_URL (--database-url) or DATABASE_SECRET has to name a database".into());
             }
-            Some(rest) if !rest.contains('@') && !rest.contains("user=") => {
-                Err("DATABASE_URL (--database-url) names no user: postgres://USER:PASSWORD@HOST:5432/NAME".to_owned())
-            }
-            Some(_) if !self.settings().is_readable() => Err(
+            (Some(url), secret) => check_database_url(url, secret.is_some())?,
+            (None, Some(_)) => {}
+        }
+        if !settings.is_readable() {
+            return Err(
                 "DATABASE_URL (--database-url) cannot be read; special characters in the password are written like %40 (@) \
                  and %23 (#)"
                     .to_owned(),
-            ),
-            Some(_) if self.database_connections == 0 => Err("DATABASE_CONNECTIONS has to be at least 1".to_owned()),
-            Some(_) => Ok(()),
+            );
+        }
+        settings.check_tls().map_err(|e| format!("DATABASE_URL (--database-url): {e}"))?;
+        if self.database_connections == 0 {
+            return Err("DATABASE_CONNECTIONS has to be at least 1".to_owned());
+        }
+        match &settings.schema {
+            Some(schema) if !is_plain_name(schema) => Err(format!(
+                "DATABASE_SCHEMA ({schema}) has to be a name of lower-case letters, digits and underscores"
+            )),
+            _ => Ok(()),
         }
     }
 }
@@ -476,6 +516,25 @@ fn queue(text: &str) -> Result<QueueAddress, String> {
     let access = found.filter(|_| all_read);
     let access = access.ok_or("after the # QUEUE_URL has to say profile=NAME, role=ARN or role=ARN&external_id=ID")?;
     Ok(QueueAddress { url: url.to_owned(), access })
+}
+
+fn check_database_url(url: &str, has_secret: bool) -> Result<(), String> {
+    let rest = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"));
+    match rest {
+        None => {
+            Err("DATABASE_URL (--database-url) has to look like postgres://USER:PASSWORD@HOST:5432/NAME".to_owned())
+        }
+        Some(rest) if !has_secret && !rest.contains('@') && !rest.contains("user=") => {
+            Err("DATABASE_URL (--database-url) names no user: postgres://USER:PASSWORD@HOST:5432/NAME".to_owned())
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// PostgreSQL takes it without quotes, as it stands.
+fn is_plain_name(name: &str) -> bool {
+    let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    name.len() < 64 && name.chars().all(letters) && !name.starts_with(|c: char| c.is_ascii_digit())
 }
 
 /// Host and name are there, at least. A queue of an emulator may have more or less in between.

@@ -105,7 +105,6 @@ impl Function {
         let function = &self;
         let handler = service_fn(|event: LambdaEvent<Value>| {
             let left = Duration::from_millis(event.context.deadline).saturating_sub(since_1970());
-            // Boxed: the compiler gives up on the runtime's layers around a future of this depth.
             function.invoke(event.payload, left).map_err(|e| format!("{e:#}")).boxed()
         });
         lambda_runtime::run(handler)

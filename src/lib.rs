@@ -1,4 +1,6 @@
 #![doc = include_str!("ARCHITECTURE.md")]
+// Futures of sqlx in those of a pooler's transaction in those of Lambda's runtime.
+#![recursion_limit = "256"]
 // The modules in the order in which the data passes them.
 
 pub mod lambda;

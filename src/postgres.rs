@@ -2,25 +2,39 @@
 
 pub mod answers;
 pub mod audit;
+mod iam;
+mod login;
 pub mod migrations;
 pub mod schema;
+mod secret;
 pub mod sender;
+mod session;
 pub mod simulation;
+mod tls;
 pub mod upkeep;
 
-use std::{collections::BTreeMap, io, time::Duration};
+use std::{collections::BTreeMap, fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use prometheus_client::metrics::counter::Counter;
 use sha2::{Digest as _, Sha256};
 use sqlx::{
-    ConnectOptions as _, Connection as _, Executor as _, PgConnection, PgPool, Row as _,
-    postgres::{PgConnectOptions, PgPoolOptions, PgRow},
+    Connection as _, Executor as _, PgConnection, PgPool, Row as _,
+    pool::PoolConnection,
+    postgres::{PgPoolOptions, PgRow},
 };
 use time::OffsetDateTime;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+pub use self::{
+    login::{Auth, LoginError},
+    session::Pooler,
+};
+use self::{
+    login::{Login, Target},
+    session::{Session, Settings},
+};
 use crate::{
     event::{Detail, TimeSource},
     pipeline::{
@@ -56,11 +70,20 @@ const ATTACH_LINKED: &str = concat!(
 const CONNECT: Duration = Duration::from_secs(5);
 const CLOSE: Duration = Duration::from_secs(1);
 
-/// How to reach the database.
+/// How to reach the database. It holds a password: there is no `Debug` of it.
 #[derive(Clone)]
 pub struct PostgresSettings {
-    /// `postgres://user:password@host/database`. Never logged.
-    pub url: String,
+    /// `postgres://user:password@host/database`. `None`: the secret says everything.
+    pub url: Option<String>,
+    /// ARN or name of a secret in AWS Secrets Manager, in the JSON of RDS. Its user and password win over the URL's, the
+    /// rest fills in what the URL leaves out. Read when somebody first logs in, and again when a login is refused.
+    pub secret: Option<String>,
+    /// What a login proves itself with.
+    pub auth: Auth,
+    /// What stands between us and the server.
+    pub pooler: Pooler,
+    /// A file of further root certificates (PEM), unless the URL names one.
+    pub root_cert: Option<PathBuf>,
     /// Connections to hold. Four are plenty: more only queue inside the database.
     pub connections: u32,
     /// The server ends a statement that takes longer. Zero: it does not.
@@ -69,10 +92,13 @@ pub struct PostgresSettings {
     pub schema: Option<String>,
 }
 
-/// A pool of connections, opened when they are first needed.
+/// A pool of connections, opened when they are first needed. As an executor it runs each statement by itself.
 #[derive(Clone)]
 pub struct Postgres {
     pool: PgPool,
+    login: Arc<Login>,
+    settings: Arc<Settings>,
+    schema: Option<String>,
     /// How long to wait for a piece of work that nobody else limits.
     patience: Duration,
     /// Counts the orphans that found their mail.
@@ -89,8 +115,7 @@ pub struct Sweep {
 }
 
 /// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot connect to the database (DATABASE_URL): {0}")]
+#[derive(Debug)]
 pub struct ConnectError(sqlx::Error);
 
 impl ConnectError {
@@ -100,28 +125,63 @@ impl ConnectError {
             sqlx::Error::Database(e) => {
                 matches!(e.code().as_deref(), Some(code) if code.starts_with("28") || code == "3D000" || code == "42501")
             }
-            sqlx::Error::Configuration(_) | sqlx::Error::Tls(_) => true,
-            _ => false,
+            sqlx::Error::Configuration(e) => e.downcast_ref().is_none_or(|e: &LoginError| e.is_final),
+            other => tls::advice(other).is_some(),
         }
     }
 }
 
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("cannot connect to the database (DATABASE_URL): ")?;
+        match &self.0 {
+            sqlx::Error::Configuration(e) => e.fmt(f),
+            other => other.fmt(f),
+        }?;
+        tls::advice(&self.0).map_or(Ok(()), |advice| write!(f, ". To mend it: {advice}"))
+    }
+}
+
+impl std::error::Error for ConnectError {}
+
 impl PostgresSettings {
+    /// The usual ones, with this URL.
+    pub fn new(url: &str) -> Self {
+        Self {
+            url: Some(url.to_owned()),
+            secret: None,
+            auth: Auth::default(),
+            pooler: Pooler::default(),
+            root_cert: None,
+            connections: 2,
+            statement_timeout: Duration::from_secs(10),
+            schema: None,
+        }
+    }
+
     /// Whether the URL can be read.
     pub fn is_readable(&self) -> bool {
-        connect_options(self).is_ok()
+        Target::read(self).is_ok()
+    }
+
+    /// What cannot work, as far as that can be seen without asking anybody.
+    ///
+    /// # Errors
+    /// Says what is wrong with TLS.
+    pub fn check_tls(&self) -> anyhow::Result<()> {
+        Target::read(self)?.options(None)?;
+        Ok(())
     }
 
     /// The host, if it is not this machine.
     pub fn foreign_host(&self) -> Option<String> {
-        let options = connect_options(self).ok()?;
-        let host = options.get_host();
-        let here = host == "localhost"
-            || host == "::1"
-            || host == "[::1]"
-            || host.starts_with("127.")
-            || host.starts_with('/');
-        (!here && options.get_socket().is_none()).then(|| host.to_owned())
+        Target::read(self).ok()?.foreign_host()
+    }
+}
+
+impl fmt::Debug for Postgres {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Postgres").field("connections", &self.pool.size()).finish_non_exhaustive()
     }
 }
 
@@ -131,7 +191,7 @@ impl Postgres {
     /// # Errors
     /// If the URL cannot be read or names no user.
     pub fn new(settings: &PostgresSettings) -> anyhow::Result<Self> {
-        let options = connect_options(settings)?;
+        let login = Login::new(settings)?;
         let pool = PgPoolOptions::new()
             .max_connections(settings.connections)
             // A ping before each statement would be a second round trip.
@@ -145,10 +205,16 @@ impl Postgres {
                     answer.unwrap_or_else(|_| Err(no_answer(CONNECT))).map(|()| true)
                 })
             })
-            .connect_lazy_with(options);
-        // A few statements, each of which the database itself would end, and a connection.
-        let patience = settings.statement_timeout * 4 + CONNECT;
-        Ok(Self { pool, patience, attached: Counter::default() })
+            .connect_lazy_with(login.first_options()?);
+        Ok(Self {
+            pool,
+            login: Arc::new(login),
+            settings: Arc::new(Settings::of(settings)),
+            schema: settings.schema.clone(),
+            // A few statements, each of which the database itself would end, and a connection.
+            patience: settings.statement_timeout * 4 + CONNECT,
+            attached: Counter::default(),
+        })
     }
 
     /// Counts the orphans that find their mail on this counter.
@@ -156,8 +222,14 @@ impl Postgres {
         Self { attached, ..self }
     }
 
-    pub(crate) fn pool(&self) -> &PgPool {
-        &self.pool
+    /// The pool itself, with current credentials, for those that need a session for long: migrations.
+    pub(crate) async fn pool(&self) -> Result<&PgPool, sqlx::Error> {
+        self.acquire().await.map(|_| &self.pool)
+    }
+
+    /// A connection of the pool, or a new one with current credentials.
+    pub(crate) async fn acquire(&self) -> Result<PoolConnection<sqlx::Postgres>, sqlx::Error> {
+        self.login.connect(&self.pool, || self.pool.acquire()).await
     }
 
     /// Opens a connection, to see whether it can.
@@ -166,15 +238,14 @@ impl Postgres {
     /// Says whether trying again later may help.
     pub async fn try_connect(&self) -> Result<(), ConnectError> {
         // Not through the pool: that one tries again for a while, and then only says that it took too long.
-        let options = self.pool.connect_options();
-        match timeout(CONNECT, PgConnection::connect_with(&options)).await {
-            Ok(Ok(connection)) => {
-                let _ = connection.close().await;
-                Ok(())
-            }
-            Ok(Err(e)) => Err(ConnectError(e)),
-            Err(_) => Err(ConnectError(no_answer(CONNECT))),
-        }
+        let connect = async || {
+            let options = self.pool.connect_options();
+            let connection = timeout(CONNECT, PgConnection::connect_with(&options)).await;
+            connection.unwrap_or_else(|_| Err(no_answer(CONNECT)))
+        };
+        let connection = self.login.connect(&self.pool, connect).await.map_err(ConnectError)?;
+        let _ = connection.close().await;
+        Ok(())
     }
 
     /// The server's version, like `15.18`.
@@ -183,7 +254,7 @@ impl Postgres {
     /// If the database cannot be reached.
     pub async fn server_version(&self) -> anyhow::Result<String> {
         let query = sqlx::query_scalar("SELECT split_part(current_setting('server_version'), ' ', 1)");
-        query.fetch_one(&self.pool).await.context("cannot ask for the version of PostgreSQL")
+        query.fetch_one(self).await.context("cannot ask for the version of PostgreSQL")
     }
 
     /// Makes an empty schema, in place of the one of this name.
@@ -193,8 +264,7 @@ impl Postgres {
     pub async fn renew_schema(&self, name: &str) -> anyhow::Result<()> {
         self.drop_schema(name).await?;
         let create = format!("CREATE SCHEMA {name}");
-        self.pool
-            .execute(sqlx::AssertSqlSafe(create))
+        self.execute(sqlx::AssertSqlSafe(create))
             .await
             .map(drop)
             .with_context(|| format!("cannot make the schema {name}"))
@@ -206,8 +276,7 @@ impl Postgres {
     /// If the login may not do that.
     pub async fn drop_schema(&self, name: &str) -> anyhow::Result<()> {
         let drop_it = format!("DROP SCHEMA IF EXISTS {name} CASCADE");
-        self.pool
-            .execute(sqlx::AssertSqlSafe(drop_it))
+        self.execute(sqlx::AssertSqlSafe(drop_it))
             .await
             .map(drop)
             .with_context(|| format!("cannot remove the schema {name}"))
@@ -230,9 +299,9 @@ impl Postgres {
         let attach = || async {
             let slice = sqlx::query("SELECT uuid FROM orphaned_events WHERE uuid > $1 ORDER BY uuid LIMIT $2");
             let slice: Vec<Uuid> =
-                slice.bind(after).bind(limit as i64).try_map(|row: PgRow| row.try_get(0)).fetch_all(&self.pool).await?;
+                slice.bind(after).bind(limit as i64).try_map(|row: PgRow| row.try_get(0)).fetch_all(self).await?;
             let Some(last) = slice.last().copied() else { return Ok(Sweep::default()) };
-            let row = sqlx::query(ATTACH_SLICE).bind(after).bind(last).fetch_one(&self.pool).await?;
+            let row = sqlx::query(ATTACH_SLICE).bind(after).bind(last).fetch_one(self).await?;
             let (attached, linked) = self.count_attached(&row)?;
             Ok(Sweep { last: Some(last), attached: attached + self.attach_linked(linked).await? })
         };
@@ -252,7 +321,7 @@ impl Postgres {
     pub async fn orphan_after(&self, after: Uuid) -> Result<Option<Uuid>, StoreError> {
         let query =
             sqlx::query_scalar("SELECT uuid FROM orphaned_events WHERE uuid > $1 ORDER BY uuid LIMIT 1").bind(after);
-        self.patiently(query.fetch_optional(&self.pool)).await.map_err(sort_error)
+        self.patiently(query.fetch_optional(self)).await.map_err(sort_error)
     }
 
     /// Makes the monthly partitions up to so many months ahead; says how many were missing.
@@ -261,7 +330,7 @@ impl Postgres {
     /// If the database cannot be reached, or the role may not call the function.
     pub async fn ensure_partitions(&self, months_ahead: u32) -> anyhow::Result<i32> {
         let query = sqlx::query_scalar("SELECT email_events_ensure_ahead($1)").bind(months_ahead as i32);
-        self.patiently(query.fetch_one(&self.pool)).await.context("cannot make the partitions of the coming months")
+        self.patiently(query.fetch_one(self)).await.context("cannot make the partitions of the coming months")
     }
 
     /// Gives up when the database does not even say that a statement took too long.
@@ -276,7 +345,7 @@ impl Postgres {
     async fn attach_linked(&self, mut linked: Vec<String>) -> Result<u64, sqlx::Error> {
         let mut attached = 0;
         while !linked.is_empty() {
-            let row = sqlx::query(ATTACH_LINKED).bind(&linked).fetch_one(&self.pool).await?;
+            let row = sqlx::query(ATTACH_LINKED).bind(&linked).fetch_one(self).await?;
             let more;
             (more, linked) = self.count_attached(&row)?;
             attached += more;
@@ -292,15 +361,11 @@ impl Postgres {
     }
 
     async fn insert_batch(&self, rows: &Columns<'_>, quarantined: &[Quarantined]) -> Result<Vec<Verdict>, sqlx::Error> {
-        let (verdicts, linked) = if quarantined.is_empty() {
-            rows.store(&mut *self.pool.acquire().await?).await?
-        } else {
-            let mut transaction = self.pool.begin().await?;
-            let answer = rows.store(&mut transaction).await?;
-            quarantine(&mut transaction, quarantined).await?;
-            transaction.commit().await?;
-            answer
-        };
+        // One statement needs no transaction around it.
+        let mut session = if quarantined.is_empty() { self.session().await? } else { self.transaction().await? };
+        let (verdicts, linked) = rows.store(&mut session).await?;
+        quarantine(&mut session, quarantined).await?;
+        session.end().await?;
         // Committed already; if this fails, the sweep finds them.
         if let Err(e) = self.attach_linked(linked).await {
             tracing::warn!("cannot attach the orphans of linked mails yet: {e}");
@@ -310,7 +375,7 @@ impl Postgres {
 
     async fn ensure_months_of(&self, rows: &Columns<'_>) -> Result<(), sqlx::Error> {
         let query = sqlx::query("SELECT email_events_ensure_for($1, $2)").bind(&rows.message_ids).bind(&rows.log_uuids);
-        query.execute(&self.pool).await.map(drop)
+        query.execute(self).await.map(drop)
     }
 
     async fn ensure_months_of_orphans(&self, after: Uuid, limit: usize) -> Result<(), sqlx::Error> {
@@ -318,7 +383,7 @@ impl Postgres {
             "SELECT email_events_ensure_for(array_agg(aws_message_id), array_agg(log_uuid))
              FROM (SELECT aws_message_id, log_uuid FROM orphaned_events WHERE uuid > $1 ORDER BY uuid LIMIT $2) AS slice",
         );
-        query.bind(after).bind(limit as i64).execute(&self.pool).await.map(drop)
+        query.bind(after).bind(limit as i64).execute(self).await.map(drop)
     }
 }
 
@@ -336,7 +401,7 @@ impl Store for Postgres {
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        self.pool.execute("SELECT 1").await.map(drop).map_err(sort_error)
+        self.execute("SELECT 1").await.map(drop).map_err(sort_error)
     }
 }
 
@@ -390,7 +455,7 @@ impl<'a> Columns<'a> {
     }
 
     /// Runs the statement. Returns a verdict per arrival and the ids of the mails that it linked.
-    async fn store(&self, connection: &mut PgConnection) -> Result<(Vec<Verdict>, Vec<String>), sqlx::Error> {
+    async fn store(&self, session: &mut Session) -> Result<(Vec<Verdict>, Vec<String>), sqlx::Error> {
         if self.uuids.is_empty() {
             return Ok((Vec::new(), Vec::new()));
         }
@@ -426,7 +491,7 @@ impl<'a> Columns<'a> {
             .bind(&self.sns_message_ids)
             .bind(&self.eventbridge_ids)
             .bind(&self.received_at)
-            .fetch_all(connection)
+            .fetch_all(session)
             .await?;
         self.read_verdicts(&rows)
     }
@@ -455,7 +520,7 @@ impl<'a> Columns<'a> {
 
 /// Adds bodies to the quarantine. A body that is there already is only seen once more, and the same delivery of it not
 /// even that.
-async fn quarantine(connection: &mut PgConnection, quarantined: &[Quarantined]) -> Result<(), sqlx::Error> {
+async fn quarantine(session: &mut Session, quarantined: &[Quarantined]) -> Result<(), sqlx::Error> {
     // Sorted, so that two workers do not deadlock. The same body twice in a batch is one row seen twice.
     let mut rows: BTreeMap<Vec<u8>, (&Quarantined, i32)> = BTreeMap::new();
     for row in quarantined {
@@ -483,7 +548,7 @@ async fn quarantine(connection: &mut PgConnection, quarantined: &[Quarantined]) 
         .bind(&row.origin.sqs_message_id)
         .bind(row.origin.receive_count as i32)
         .bind(times_seen)
-        .execute(&mut *connection)
+        .execute(&mut *session)
         .await?;
     }
     Ok(())
@@ -500,28 +565,6 @@ fn digest(link: Option<&str>) -> Uuid {
 
 fn no_answer(within: Duration) -> sqlx::Error {
     io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {within:?}")).into()
-}
-
-fn connect_options(settings: &PostgresSettings) -> anyhow::Result<PgConnectOptions> {
-    let options: PgConnectOptions = settings
-        .url
-        .parse()
-        .ok()
-        .context("cannot read DATABASE_URL: expected postgres://USER:PASSWORD@HOST:5432/NAME")?;
-    let timeout = settings.statement_timeout.as_millis().to_string();
-    // Statements are logged by what they do for a batch, not by their hundred lines of text.
-    let options = options.disable_statement_logging().application_name("ses-ledger").options([
-        ("statement_timeout", timeout.as_str()),
-        ("idle_in_transaction_session_timeout", timeout.as_str()),
-        ("timezone", "UTC"),
-        // Every statement of the worker finds its rows by an index. A plan that reads a table through also updates the
-        // logs in the order in which they lie, not in that of their ids: there two batches could meet head-on.
-        ("enable_seqscan", "off"),
-    ]);
-    Ok(match &settings.schema {
-        Some(schema) => options.options([("search_path", schema)]),
-        None => options,
-    })
 }
 
 /// The mail's month has no partition yet.

@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::{
     cli::{DatabaseArgs, EXIT_UNAVAILABLE, EXIT_USAGE},
     postgres::{
-        Postgres, PostgresSettings,
+        Pooler, Postgres, PostgresSettings,
         migrations::{self, Migration, State},
         schema::{self, Finding, Severity},
     },
@@ -49,6 +49,21 @@ enum What {
     Status,
     /// Compare the database with what this binary needs; exits with 1 if something is missing
     Verify,
+}
+
+impl MigrateArgs {
+    pub(crate) fn check(&self) -> Result<(), String> {
+        self.database.check()?;
+        // Whoever migrates holds a lock of his session, so that nobody else does meanwhile.
+        if matches!(self.what, What::Up | What::Down { .. }) && self.database.database_pooler == Pooler::Transaction {
+            return Err(
+                "a migration needs a session of its own, which DATABASE_POOLER=transaction does not give: name the server \
+                 itself in DATABASE_URL, and leave out DATABASE_POOLER (RDS Proxy also gives a session to those that need one)"
+                    .to_owned(),
+            );
+        }
+        Ok(())
+    }
 }
 
 /// Migrates or looks.

@@ -78,7 +78,7 @@ impl Database {
     /// The user's, with the tables in the schema or where the login's search path leads. Connects nothing yet.
     pub(super) fn given(url: &str, schema: Option<&str>, statement_timeout: Duration) -> anyhow::Result<Self> {
         let schema = schema.map(str::to_owned);
-        let settings = PostgresSettings { url: url.to_owned(), connections: 6, statement_timeout, schema };
+        let settings = PostgresSettings { connections: 6, statement_timeout, schema, ..PostgresSettings::new(url) };
         Ok(Self { url: url.to_owned(), postgres: Postgres::new(&settings)?, server: None })
     }
 

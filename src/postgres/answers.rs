@@ -12,7 +12,7 @@ use super::Postgres;
 /// If the database cannot be read.
 pub async fn orphans_left(postgres: &Postgres) -> anyhow::Result<i64> {
     let query = sqlx::query_scalar("SELECT count(*) FROM orphaned_events");
-    query.fetch_one(postgres.pool()).await.context("cannot count the orphaned events")
+    query.fetch_one(postgres).await.context("cannot count the orphaned events")
 }
 
 /// How many distinct bodies lie in quarantine for which reason, most first.
@@ -22,7 +22,7 @@ pub async fn orphans_left(postgres: &Postgres) -> anyhow::Result<i64> {
 pub async fn quarantine_by_reason(postgres: &Postgres) -> anyhow::Result<Vec<(String, i64)>> {
     let query =
         sqlx::query("SELECT reason, sum(bodies)::bigint FROM quarantine_failures GROUP BY reason ORDER BY 2 DESC, 1");
-    let rows = query.fetch_all(postgres.pool()).await.context("cannot read the quarantine")?;
+    let rows = query.fetch_all(postgres).await.context("cannot read the quarantine")?;
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
@@ -32,7 +32,7 @@ pub async fn quarantine_by_reason(postgres: &Postgres) -> anyhow::Result<Vec<(St
 /// If the database cannot be read.
 pub async fn mails_by_status(postgres: &Postgres) -> anyhow::Result<Vec<(String, i64)>> {
     let query = sqlx::query("SELECT status, count(*) FROM email_logs GROUP BY status ORDER BY 2 DESC, 1");
-    let rows = query.fetch_all(postgres.pool()).await.context("cannot count the mails")?;
+    let rows = query.fetch_all(postgres).await.context("cannot count the mails")?;
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
@@ -69,13 +69,12 @@ pub async fn richest_timeline(postgres: &Postgres) -> anyhow::Result<Option<Time
          GROUP BY l.uuid HAVING count(*) <= 12
          ORDER BY count(DISTINCT e.event_type) DESC, count(*) DESC, l.uuid LIMIT 1",
     );
-    let Some(mail) = mail.fetch_optional(postgres.pool()).await.context(context)? else { return Ok(None) };
+    let Some(mail) = mail.fetch_optional(postgres).await.context(context)? else { return Ok(None) };
     let events = sqlx::query(
         "SELECT occurred_at, event_type, recipient, coalesce(link, diagnostic, bounce_subtype, complaint_type, delay_type) AS detail
          FROM email_events WHERE email_log_uuid = $1 ORDER BY occurred_at, uuid",
     );
-    let events =
-        events.bind(mail.try_get::<uuid::Uuid, _>("uuid")?).fetch_all(postgres.pool()).await.context(context)?;
+    let events = events.bind(mail.try_get::<uuid::Uuid, _>("uuid")?).fetch_all(postgres).await.context(context)?;
     let event = |row: &sqlx::postgres::PgRow| -> anyhow::Result<TimelineEvent> {
         Ok(TimelineEvent {
             occurred_at: row.try_get("occurred_at")?,

@@ -143,7 +143,7 @@ pub async fn quarantined(postgres: &Postgres, rejects: &Rejects, since: OffsetDa
          WHERE body_digest = ANY($1) OR (last_seen_at >= $2 AND position($3 IN body) > 0)",
     );
     let query = query.bind(digests).bind(since).bind(MARK.as_bytes());
-    let rows = query.fetch_all(postgres.pool()).await.context("cannot read the quarantine")?;
+    let rows = query.fetch_all(postgres).await.context("cannot read the quarantine")?;
     rows.iter()
         .map(|row| Ok((row.try_get(0)?, (row.try_get(1)?, row.try_get::<i32, _>(2)?.unsigned_abs() as usize))))
         .collect()
@@ -371,7 +371,7 @@ async fn events(postgres: &Postgres, of: Option<&[Uuid]>) -> Result<Vec<RowKey>,
          FROM email_events AS e JOIN email_logs AS l ON l.uuid = e.email_log_uuid
          WHERE $1::uuid[] IS NULL OR l.uuid = ANY($1)",
     );
-    query.bind(of).fetch_all(postgres.pool()).await?.iter().map(key).collect()
+    query.bind(of).fetch_all(postgres).await?.iter().map(key).collect()
 }
 
 /// Of the mails whose ids end so, or of all. Delays are parked once for each time that they were reported; the truth
@@ -381,7 +381,7 @@ async fn orphans(postgres: &Postgres, id_ends_in: Option<&str>) -> Result<Vec<Ro
         "SELECT aws_message_id, event_type, recipient, occurred_at, link FROM orphaned_events
          WHERE $1::text IS NULL OR right(aws_message_id, length($1)) = $1",
     );
-    let rows = query.bind(id_ends_in).fetch_all(postgres.pool()).await?;
+    let rows = query.bind(id_ends_in).fetch_all(postgres).await?;
     let keys: BTreeSet<RowKey> = rows.iter().map(key).collect::<Result<_, _>>()?;
     Ok(keys.into_iter().collect())
 }
@@ -406,7 +406,7 @@ async fn mails(postgres: &Postgres, of: Option<&[Uuid]>) -> Result<BTreeMap<Uuid
                 clicked_at, open_count, click_count, bounce_class::text, status
          FROM email_logs WHERE $1::uuid[] IS NULL OR uuid = ANY($1)",
     );
-    let rows = query.bind(of).fetch_all(postgres.pool()).await?;
+    let rows = query.bind(of).fetch_all(postgres).await?;
     rows.iter()
         .map(|row| {
             let mut times = [None; 9];
@@ -427,6 +427,6 @@ async fn mails(postgres: &Postgres, of: Option<&[Uuid]>) -> Result<BTreeMap<Uuid
 
 async fn rejects(postgres: &Postgres) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar("SELECT coalesce(sum(times_seen), 0)::bigint FROM quarantined_messages")
-        .fetch_one(postgres.pool())
+        .fetch_one(postgres)
         .await
 }

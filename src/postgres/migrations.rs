@@ -2,7 +2,7 @@
 
 use anyhow::Context as _;
 use sqlx::{
-    Row as _,
+    Executor as _, Row as _,
     migrate::{MigrateError, Migrator},
     postgres::PgDatabaseError,
 };
@@ -36,7 +36,9 @@ pub enum State {
 /// # Errors
 /// If the database cannot be reached or a migration fails; each runs in a transaction of its own.
 pub async fn up(postgres: &Postgres) -> anyhow::Result<()> {
-    MIGRATOR.run(postgres.pool()).await.map_err(explain).context("cannot migrate the database")
+    let context = "cannot migrate the database";
+    make_schema(postgres).await.context(context)?;
+    MIGRATOR.run(postgres.pool().await.context(context)?).await.map_err(explain).context(context)
 }
 
 /// Reverts all migrations after `target`; 0 reverts everything. Drops the tables' content.
@@ -44,7 +46,8 @@ pub async fn up(postgres: &Postgres) -> anyhow::Result<()> {
 /// # Errors
 /// If the database cannot be reached or a migration fails.
 pub async fn down(postgres: &Postgres, target: i64) -> anyhow::Result<()> {
-    MIGRATOR.undo(postgres.pool(), target).await.map_err(explain).context("cannot revert the migrations")
+    let context = "cannot revert the migrations";
+    MIGRATOR.undo(postgres.pool().await.context(context)?, target).await.map_err(explain).context(context)
 }
 
 /// All migrations, known and applied, in order.
@@ -85,27 +88,38 @@ pub async fn would_lose(postgres: &Postgres, target: i64) -> anyhow::Result<Opti
     Ok(None)
 }
 
+/// Makes the schema that is to hold the tables, if one is named and not there.
+async fn make_schema(postgres: &Postgres) -> Result<(), sqlx::Error> {
+    let Some(schema) = &postgres.schema else { return Ok(()) };
+    // Asked first: to be told that it exists already takes the right to make one.
+    let there = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)").bind(schema);
+    if there.fetch_one(postgres).await? {
+        return Ok(());
+    }
+    let create = format!("CREATE SCHEMA IF NOT EXISTS \"{}\"", schema.replace('"', "\"\""));
+    postgres.execute(sqlx::AssertSqlSafe(create)).await.map(drop)
+}
+
 async fn has_rows(postgres: &Postgres, table: &str) -> Result<bool, sqlx::Error> {
-    let there: bool =
-        sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL").bind(table).fetch_one(postgres.pool()).await?;
+    let there: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL").bind(table).fetch_one(postgres).await?;
     if !there {
         return Ok(false);
     }
     let query = format!("SELECT EXISTS (SELECT FROM {table})");
     // Not from outside: one of the names above.
-    sqlx::query_scalar(sqlx::AssertSqlSafe(query)).fetch_one(postgres.pool()).await
+    sqlx::query_scalar(sqlx::AssertSqlSafe(query)).fetch_one(postgres).await
 }
 
 /// Version, description and checksum of what has run. Nothing if nobody has migrated yet.
 async fn applied(postgres: &Postgres) -> Result<Vec<(i64, String, Vec<u8>)>, sqlx::Error> {
     let there: bool =
-        sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL").fetch_one(postgres.pool()).await?;
+        sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL").fetch_one(postgres).await?;
     if !there {
         return Ok(Vec::new());
     }
     let rows =
         sqlx::query("SELECT version, description, checksum FROM _sqlx_migrations WHERE success ORDER BY version")
-            .fetch_all(postgres.pool())
+            .fetch_all(postgres)
             .await?;
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))).collect()
 }

@@ -258,7 +258,7 @@ impl Finding {
 
 async fn version(postgres: &Postgres) -> Result<Option<Finding>, sqlx::Error> {
     let number: i32 =
-        sqlx::query_scalar("SELECT current_setting('server_version_num')::integer").fetch_one(postgres.pool()).await?;
+        sqlx::query_scalar("SELECT current_setting('server_version_num')::integer").fetch_one(postgres).await?;
     Ok((number < 150_000).then(|| {
         Finding::error(format!("PostgreSQL {} is too old", number / 10_000), "use PostgreSQL 15 or newer".to_owned())
     }))
@@ -302,7 +302,7 @@ async fn columns(postgres: &Postgres) -> Result<Vec<Finding>, sqlx::Error> {
              WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped",
         )
         .bind(table)
-        .fetch_all(postgres.pool())
+        .fetch_all(postgres)
         .await?;
         if there.is_empty() {
             findings.push(Finding::error(
@@ -337,7 +337,7 @@ async fn indexes(postgres: &Postgres) -> Result<Vec<Finding>, sqlx::Error> {
         )
         .bind(index.name)
         .bind(index.table)
-        .fetch_optional(postgres.pool())
+        .fetch_optional(postgres)
         .await?;
         let UniqueIndex { name, table, columns, predicate, migration } = index;
         let rebuild =
@@ -374,7 +374,7 @@ async fn functions(postgres: &Postgres) -> Result<Vec<Finding>, sqlx::Error> {
     for function in FUNCTIONS {
         let may: Option<bool> = sqlx::query_scalar("SELECT has_function_privilege(to_regprocedure($1), 'EXECUTE')")
             .bind(function)
-            .fetch_one(postgres.pool())
+            .fetch_one(postgres)
             .await?;
         match may {
             Some(true) => {}
@@ -394,7 +394,7 @@ async fn rights(postgres: &Postgres) -> Result<Vec<Finding>, sqlx::Error> {
         let may: bool = sqlx::query_scalar("SELECT has_table_privilege($1::text, $2::text)")
             .bind(table)
             .bind(right)
-            .fetch_one(postgres.pool())
+            .fetch_one(postgres)
             .await?;
         if !may {
             findings.push(Finding::error(format!("this login lacks {right} on {table}"), grant_worker()));
@@ -404,7 +404,7 @@ async fn rights(postgres: &Postgres) -> Result<Vec<Finding>, sqlx::Error> {
         "SELECT name FROM unnest($1::text[]) AS name WHERE NOT has_column_privilege('email_logs', name, 'UPDATE')",
     )
     .bind(FACTS.as_slice())
-    .fetch_all(postgres.pool())
+    .fetch_all(postgres)
     .await?;
     findings.extend(
         read_only
@@ -425,7 +425,7 @@ async fn security(postgres: &Postgres) -> Result<Vec<Finding>, sqlx::Error> {
          FROM pg_class AS c WHERE c.oid = ANY (ARRAY[to_regclass('email_logs'), to_regclass('email_events'),
                                                      to_regclass('orphaned_events'), to_regclass('quarantined_messages')])",
     )
-    .fetch_all(postgres.pool())
+    .fetch_all(postgres)
     .await?;
     let mut findings = Vec::new();
     for row in rows {
@@ -448,7 +448,7 @@ async fn partitions(postgres: &Postgres) -> Result<Vec<Finding>, sqlx::Error> {
          WHERE NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = to_regclass('email_events') AND inhrelid = to_regclass(name))",
     )
     .bind(MONTHS_AHEAD)
-    .fetch_all(postgres.pool())
+    .fetch_all(postgres)
     .await?;
     let finding = |name| {
         Finding::warning(

@@ -31,5 +31,5 @@ pub async fn write_logs(postgres: &Postgres, rows: &[LogRow]) -> anyhow::Result<
             .push_unseparated("::jsonb");
     });
     insert.push(" ON CONFLICT (uuid) DO NOTHING");
-    insert.build().execute(postgres.pool()).await.map(drop).context("cannot write the log rows")
+    insert.build().execute(postgres).await.map(drop).context("cannot write the log rows")
 }

@@ -37,7 +37,7 @@ pub async fn cut_connections(postgres: &Postgres) -> anyhow::Result<()> {
     let query = sqlx::query(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()",
     );
-    query.fetch_all(postgres.pool()).await.map(drop).context("cannot cut the connections")
+    query.fetch_all(postgres).await.map(drop).context("cannot cut the connections")
 }
 
 /// The database's own time.
@@ -45,7 +45,7 @@ pub async fn cut_connections(postgres: &Postgres) -> anyhow::Result<()> {
 /// # Errors
 /// If the database cannot be reached.
 pub async fn now(postgres: &Postgres) -> anyhow::Result<OffsetDateTime> {
-    sqlx::query_scalar("SELECT now()").fetch_one(postgres.pool()).await.context("cannot ask for the time")
+    sqlx::query_scalar("SELECT now()").fetch_one(postgres).await.context("cannot ask for the time")
 }
 
 /// Which message brought the events of these mails, and when it was about to be stored, by the worker's clock.
@@ -54,7 +54,7 @@ pub async fn now(postgres: &Postgres) -> anyhow::Result<OffsetDateTime> {
 /// If the database cannot be read.
 pub async fn storing_times(postgres: &Postgres, logs: &[Uuid]) -> anyhow::Result<Vec<(String, Duration)>> {
     let query = sqlx::query("SELECT sqs_message_id, uuid FROM email_events WHERE email_log_uuid = ANY($1)").bind(logs);
-    let rows = query.fetch_all(postgres.pool()).await.context("cannot read when the events were stored")?;
+    let rows = query.fetch_all(postgres).await.context("cannot read when the events were stored")?;
     let time = |uuid: Uuid| uuid.get_timestamp().map(|time| time.to_unix());
     rows.iter()
         .filter_map(|row| match (row.try_get(0), row.try_get(1).map(time)) {
@@ -71,7 +71,7 @@ pub async fn storing_times(postgres: &Postgres, logs: &[Uuid]) -> anyhow::Result
 /// If the database cannot be read.
 pub async fn left(postgres: &Postgres) -> anyhow::Result<Vec<Left>> {
     let query = sqlx::query("SELECT tags -> $1, min(created_at) FROM email_logs WHERE tags ? $1 GROUP BY 1").bind(TAG);
-    let rows = query.fetch_all(postgres.pool()).await.context("cannot look for earlier simulations")?;
+    let rows = query.fetch_all(postgres).await.context("cannot look for earlier simulations")?;
     rows.iter().map(|row| Ok(Left { recipe: row.try_get(0)?, since: row.try_get(1)? })).collect()
 }
 
@@ -81,13 +81,13 @@ pub async fn left(postgres: &Postgres) -> anyhow::Result<Vec<Left>> {
 /// If the login may not remove rows.
 pub async fn remove_marked(postgres: &Postgres) -> anyhow::Result<Removed> {
     let context = "cannot remove the rows of simulations (the worker's role may not: use the one that migrates)";
-    let mut transaction = postgres.pool().begin().await.context(context)?;
+    let mut transaction = postgres.transaction().await.context(context)?;
     // Counted here: what a foreign key removes is not told.
     let events: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM email_events AS e JOIN email_logs AS l ON l.uuid = e.email_log_uuid WHERE l.tags ? $1",
     )
     .bind(TAG)
-    .fetch_one(&mut *transaction)
+    .fetch_one(&mut transaction)
     .await
     .context(context)?;
     let mut removed = Removed { events: events.unsigned_abs(), ..Removed::default() };
@@ -100,9 +100,9 @@ pub async fn remove_marked(postgres: &Postgres) -> anyhow::Result<Removed> {
             &mut removed.quarantined,
         ),
     ] {
-        *count = sqlx::query(statement).bind(mark).execute(&mut *transaction).await.context(context)?.rows_affected();
+        *count = sqlx::query(statement).bind(mark).execute(&mut transaction).await.context(context)?.rows_affected();
     }
-    transaction.commit().await.context(context)?;
+    transaction.end().await.context(context)?;
     Ok(removed)
 }
 
@@ -112,6 +112,6 @@ pub async fn remove_marked(postgres: &Postgres) -> anyhow::Result<Removed> {
 /// If the login may not remove rows.
 pub async fn remove_quarantined(postgres: &Postgres, digests: &[&[u8]], since: OffsetDateTime) -> anyhow::Result<u64> {
     let query = sqlx::query("DELETE FROM quarantined_messages WHERE body_digest = ANY($1) AND first_seen_at >= $2");
-    let done = query.bind(digests).bind(since).execute(postgres.pool()).await;
+    let done = query.bind(digests).bind(since).execute(postgres).await;
     Ok(done.context("cannot remove bodies from the quarantine")?.rows_affected())
 }

@@ -41,7 +41,7 @@ pub async fn waiting_rooms(postgres: &Postgres) -> anyhow::Result<WaitingRooms> 
             quarantined_bodies: row.try_get("quarantined_bodies")?,
         })
     };
-    let counted = postgres.patiently(query.try_map(read).fetch_one(&postgres.pool)).await;
+    let counted = postgres.patiently(query.try_map(read).fetch_one(postgres)).await;
     counted.context("cannot count the orphaned events and the quarantine")
 }
 
@@ -55,6 +55,6 @@ pub async fn empty_payloads(postgres: &Postgres, age: Duration, most: u32) -> an
     let read = |row: PgRow| {
         Ok(Emptied { payloads: row.try_get::<i32, _>("emptied")? as u64, finished: row.try_get("finished")? })
     };
-    let emptied = postgres.patiently(query.try_map(read).fetch_one(&postgres.pool)).await;
+    let emptied = postgres.patiently(query.try_map(read).fetch_one(postgres)).await;
     emptied.context("cannot empty old payloads")
 }

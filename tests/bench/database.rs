@@ -68,12 +68,8 @@ impl Server {
 
     pub(crate) async fn open(&self, name: &str) -> anyhow::Result<Database> {
         let url = self.local.url_of(name);
-        let settings = PostgresSettings {
-            url: url.clone(),
-            connections: 4,
-            statement_timeout: Duration::from_secs(600),
-            schema: None,
-        };
+        let statement_timeout = Duration::from_secs(600);
+        let settings = PostgresSettings { connections: 4, statement_timeout, ..PostgresSettings::new(&url) };
         let pool = PgPoolOptions::new().max_connections(4).connect_lazy(&url)?;
         Ok(Database { name: name.to_owned(), url, postgres: Postgres::new(&settings)?, pool })
     }

@@ -54,12 +54,8 @@ pub(crate) async fn migrate(url: &str) {
 
 /// The store under test.
 pub(crate) fn connect(url: &str) -> Postgres {
-    let settings = PostgresSettings {
-        url: url.to_owned(),
-        connections: 4,
-        statement_timeout: Duration::from_secs(20),
-        schema: None,
-    };
+    let statement_timeout = Duration::from_secs(20);
+    let settings = PostgresSettings { connections: 4, statement_timeout, ..PostgresSettings::new(url) };
     Postgres::new(&settings).expect("the URL is well formed")
 }
 

@@ -56,7 +56,7 @@ async fn session(url: &str) -> PgConnection {
 /// One connection, with the worker's rights: its first plans are made for the batch, later ones for any batch.
 async fn worker(database: &Database) -> Postgres {
     let (url, statement_timeout) = (login(database, &["ses_ledger_worker"]).await, Duration::from_secs(20));
-    let settings = PostgresSettings { url, connections: 1, statement_timeout, schema: None };
+    let settings = PostgresSettings { connections: 1, statement_timeout, ..PostgresSettings::new(&url) };
     Postgres::new(&settings).expect("the URL is well formed")
 }
 

@@ -57,7 +57,7 @@ impl RealStore {
             let database = database::fresh().await;
             let url = database.url.clone();
             let statement_timeout = Duration::from_secs(20);
-            let settings = PostgresSettings { url, connections: 1, statement_timeout, schema: None };
+            let settings = PostgresSettings { connections: 1, statement_timeout, ..PostgresSettings::new(&url) };
             let auditor = Postgres::new(&settings).expect("the URL is well formed");
             audit::compare(&auditor, &Truth::default()).await.expect("the tables are there");
             let pids = database.texts(&format!("SELECT pid::text {CONNECTIONS}")).await;

@@ -488,7 +488,7 @@ async fn somebody_waits(database: &Database) {
 async fn the_server_ends_a_statement_that_waits_too_long_and_it_can_be_tried_again() {
     let database = database::fresh().await;
     let (url, statement_timeout) = (database.url.clone(), Duration::from_millis(300));
-    let settings = PostgresSettings { url, connections: 1, statement_timeout, schema: None };
+    let settings = PostgresSettings { connections: 1, statement_timeout, ..PostgresSettings::new(&url) };
     let postgres = Postgres::new(&settings).expect("the URL is well formed");
     let log = database.log("m").await;
     let mut holder = PgConnection::connect(&database.url).await.expect("the database is there");

@@ -205,13 +205,7 @@ impl SimulateArgs {
         if let Some(url) = target.queue_url.as_ref().filter(|url| !is_loopback(&place(url))) {
             return Some(format!("the queue {url} is not on this machine, and made-up mails are sent to it"));
         }
-        let settings = |url: &String| PostgresSettings {
-            url: url.clone(),
-            connections: 1,
-            statement_timeout: Duration::ZERO,
-            schema: None,
-        };
-        let host = target.database_url.as_ref().and_then(|url| settings(url).foreign_host())?;
+        let host = target.database_url.as_ref().and_then(|url| PostgresSettings::new(url).foreign_host())?;
         Some(format!(
             "the database at {host} is not on this machine, and rows of made-up mails are written to it or removed"
         ))

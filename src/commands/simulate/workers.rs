@@ -26,6 +26,10 @@ const LEAVE: Duration = Duration::from_secs(60);
 /// How long a page of metrics may take.
 const PAGE: Duration = Duration::from_secs(2);
 
+/// What of our environment would lead a worker elsewhere than to the queue and the database of the simulation.
+const SURROUNDINGS: [&str; 6] =
+    ["AWS_ENDPOINT_URL", "AWS_REGION", "DATABASE_SECRET", "DATABASE_AUTH", "DATABASE_POOLER", "DATABASE_SCHEMA"];
+
 /// How to start a worker.
 #[derive(Clone)]
 pub(super) struct Launch {
@@ -205,8 +209,8 @@ impl Crew {
         if self.launch.alone {
             command.env_clear();
         } else {
-            // A worker on our own queue must not be sent elsewhere.
-            for name in ["AWS_ENDPOINT_URL", "AWS_REGION"] {
+            // A worker on our own queue must not be sent elsewhere, nor log in as somebody else.
+            for name in SURROUNDINGS {
                 command.env_remove(name);
             }
         }

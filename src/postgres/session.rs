@@ -1,0 +1,232 @@
+//! How statements reach the server: over a connection of our own, or over one that a pooler lends for a transaction.
+//!
+//! RDS Proxy and PgBouncer give each transaction whichever connection is free. What a session would keep (settings,
+//! prepared statements) belongs to somebody else there a moment later, or costs the pooling. So there each piece of work
+//! is a transaction that begins with its settings, and no statement has a name.
+
+use std::fmt;
+
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture, stream, stream::BoxStream};
+use sqlx::{
+    AssertSqlSafe, Either, Execute, Executor, PgConnection, SqlSafeStr as _, SqlStr, Transaction,
+    error::BoxDynError,
+    pool::PoolConnection,
+    postgres::{PgArguments, PgConnectOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo},
+};
+
+use super::{Postgres, PostgresSettings};
+
+/// What stands between us and the server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Pooler {
+    /// Nothing, or what gives a connection to one client for as long as it likes
+    #[default]
+    None,
+    /// RDS Proxy, or PgBouncer in its transaction mode: no prepared statements, no settings of a session
+    Transaction,
+}
+
+/// What a piece of work is done over.
+pub(crate) enum Session {
+    /// A connection that has the settings from its start. Each statement is a transaction of its own.
+    Connection(PoolConnection<sqlx::Postgres>),
+    /// A transaction. Its statements are prepared under names only if the connection is our own.
+    Transaction { transaction: Transaction<'static, sqlx::Postgres>, named: bool },
+}
+
+/// The settings that every statement of ours needs.
+pub(super) struct Settings {
+    pooler: Pooler,
+    values: Vec<(&'static str, String)>,
+}
+
+impl Settings {
+    pub(super) fn of(settings: &PostgresSettings) -> Self {
+        let timeout = settings.statement_timeout.as_millis().to_string();
+        let mut values = vec![
+            ("statement_timeout", timeout.clone()),
+            ("idle_in_transaction_session_timeout", timeout),
+            ("timezone", "UTC".to_owned()),
+            // Every statement of the worker finds its rows by an index. A plan that reads a table through also updates
+            // the logs in the order in which they lie, not in that of their ids: there two batches could meet head-on.
+            ("enable_seqscan", "off".to_owned()),
+        ];
+        values.extend(settings.schema.iter().map(|schema| ("search_path", schema.clone())));
+        Self { pooler: settings.pooler, values }
+    }
+
+    /// Gives the settings to connections from their start, unless a pooler lends them.
+    pub(super) fn apply(&self, options: PgConnectOptions) -> PgConnectOptions {
+        match self.pooler {
+            Pooler::None => options.options(self.values.iter().map(|(name, value)| (name, value))),
+            // The only parameter of its start that a pooler would refuse, and one that binary values do without.
+            Pooler::Transaction => options.extra_float_digits(None),
+        }
+    }
+
+    /// Begins a transaction that needs them, in one round trip.
+    fn begin(&self) -> SqlStr {
+        let set = |(name, value): &(&str, String)| format!("; SET LOCAL {name} = '{}'", value.replace('\'', "''"));
+        let settings: String = self.values.iter().map(set).collect();
+        // Nothing from outside but the name of the schema, and that in quotes.
+        AssertSqlSafe(format!("BEGIN{settings}")).into_sql_str()
+    }
+}
+
+impl Postgres {
+    /// For statements each of which may be a transaction of its own.
+    pub(crate) async fn session(&self) -> Result<Session, sqlx::Error> {
+        match self.settings.pooler {
+            Pooler::None => Ok(Session::Connection(self.acquire().await?)),
+            Pooler::Transaction => self.transaction().await,
+        }
+    }
+
+    /// For statements that belong together. Without [`Session::end`], nothing of them stays.
+    pub(crate) async fn transaction(&self) -> Result<Session, sqlx::Error> {
+        let named = self.settings.pooler == Pooler::None;
+        let begin = (!named).then(|| self.settings.begin());
+        let transaction = Transaction::begin(self.acquire().await?, begin).await?;
+        Ok(Session::Transaction { transaction, named })
+    }
+}
+
+impl Session {
+    /// Makes it last.
+    pub(crate) async fn end(self) -> Result<(), sqlx::Error> {
+        match self {
+            Self::Connection(_) => Ok(()),
+            Self::Transaction { transaction, .. } => transaction.commit().await,
+        }
+    }
+
+    fn send<E>(&mut self, query: E) -> (&mut PgConnection, Sent<E>) {
+        match self {
+            Self::Connection(connection) => (connection, Sent { query, named: true }),
+            Self::Transaction { transaction, named } => (transaction, Sent { query, named: *named }),
+        }
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connection(_) => "Session::Connection",
+            Self::Transaction { .. } => "Session::Transaction",
+        })
+    }
+}
+
+/// A query, prepared under a name or not.
+struct Sent<E> {
+    query: E,
+    named: bool,
+}
+
+impl<'q, E: Execute<'q, sqlx::Postgres>> Execute<'q, sqlx::Postgres> for Sent<E> {
+    fn sql(self) -> SqlStr {
+        self.query.sql()
+    }
+
+    fn statement(&self) -> Option<&PgStatement> {
+        self.query.statement()
+    }
+
+    fn take_arguments(&mut self) -> Result<Option<PgArguments>, BoxDynError> {
+        self.query.take_arguments()
+    }
+
+    fn persistent(&self) -> bool {
+        self.named && self.query.persistent()
+    }
+}
+
+impl<'c> Executor<'c> for &'c mut Session {
+    type Database = sqlx::Postgres;
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Either<PgQueryResult, PgRow>, sqlx::Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, sqlx::Postgres>,
+    {
+        let (connection, query) = self.send(query);
+        connection.fetch_many(query)
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, sqlx::Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, sqlx::Postgres>,
+    {
+        let (connection, query) = self.send(query);
+        connection.fetch_optional(query)
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [PgTypeInfo],
+    ) -> BoxFuture<'e, Result<PgStatement, sqlx::Error>>
+    where
+        'c: 'e,
+    {
+        self.send(()).0.prepare_with(sql, parameters)
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<sqlx::Describe<sqlx::Postgres>, sqlx::Error>>
+    where
+        'c: 'e,
+    {
+        self.send(()).0.describe(sql)
+    }
+}
+
+/// One statement in a session of its own.
+impl<'c> Executor<'c> for &'c Postgres {
+    type Database = sqlx::Postgres;
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Either<PgQueryResult, PgRow>, sqlx::Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, sqlx::Postgres>,
+    {
+        let answer = async move {
+            let mut session = self.session().await?;
+            let steps: Vec<_> = session.fetch_many(query).try_collect().await?;
+            session.end().await?;
+            Ok::<_, sqlx::Error>(stream::iter(steps.into_iter().map(Ok)))
+        };
+        stream::once(answer).try_flatten().boxed()
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, sqlx::Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, sqlx::Postgres>,
+    {
+        let answer = async move {
+            let mut session = self.session().await?;
+            let row = session.fetch_optional(query).await?;
+            session.end().await.map(|()| row)
+        };
+        answer.boxed()
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [PgTypeInfo],
+    ) -> BoxFuture<'e, Result<PgStatement, sqlx::Error>>
+    where
+        'c: 'e,
+    {
+        async move { self.session().await?.prepare_with(sql, parameters).await }.boxed()
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<sqlx::Describe<sqlx::Postgres>, sqlx::Error>>
+    where
+        'c: 'e,
+    {
+        async move { self.session().await?.describe(sql).await }.boxed()
+    }
+}
