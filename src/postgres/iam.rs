@@ -45,6 +45,13 @@ pub(super) struct Token {
 }
 
 impl Iam {
+    /// With these credentials and nothing else.
+    #[cfg(test)]
+    pub(super) fn with(credentials: aws_credential_types::Credentials, region: Option<&str>) -> Self {
+        let credentials = SharedCredentialsProvider::new(credentials);
+        Self { signer: OnceCell::new_with(Some(Signer { credentials, region: region.map(str::to_owned) })) }
+    }
+
     /// Signs that this user may log in at this host and port.
     pub(super) async fn token(&self, options: &PgConnectOptions, now: SystemTime) -> Result<Token, LoginError> {
         let signer = self.signer.get_or_try_init(Signer::load).await?;
@@ -134,12 +141,6 @@ mod tests {
         Credentials::new(KEY.0, KEY.1, session.map(str::to_owned), expires, "test")
     }
 
-    fn iam(credentials: Credentials, region: Option<&str>) -> Iam {
-        let signer =
-            Signer { credentials: SharedCredentialsProvider::new(credentials), region: region.map(str::to_owned) };
-        Iam { signer: OnceCell::new_with(Some(signer)) }
-    }
-
     fn options(host: &str, user: &str) -> PgConnectOptions {
         PgConnectOptions::new_without_pgpass().host(host).port(5432).username(user)
     }
@@ -166,7 +167,7 @@ mod tests {
                  &X-Amz-Signature=fe1c20c15ddf1d24ed023ff08b37b4fca4b14b2b77a517d5e536e32c22912b2a",
             ),
         ] {
-            let token = iam(credentials(session, None), None).token(&options(HOST, "ses_ledger+x"), now()).await;
+            let token = Iam::with(credentials(session, None), None).token(&options(HOST, "ses_ledger+x"), now()).await;
             let expected = format!("{HOST}:5432/?Action=connect&DBUser=ses_ledger%2Bx&{scope}{rest}");
             assert_eq!(parts(&token.expect("all is given").text), parts(&expected));
         }
@@ -176,7 +177,7 @@ mod tests {
     async fn a_token_is_used_for_ten_minutes_or_as_long_as_its_credentials() {
         let minutes = |minutes: u64| now() + Duration::from_secs(minutes * 60);
         for (expires, stale) in [(None, 10), (Some(60), 10), (Some(6), 5), (Some(1), 0)] {
-            let iam = iam(credentials(None, expires.map(minutes)), None);
+            let iam = Iam::with(credentials(None, expires.map(minutes)), None);
             let token = iam.token(&options(HOST, "u"), now()).await.expect("all is given");
             assert_eq!(token.stale_at, minutes(stale), "{expires:?}");
         }
@@ -185,7 +186,7 @@ mod tests {
     #[tokio::test]
     async fn the_host_tells_the_region_better_than_the_surroundings() {
         let region = async |host: &str, surroundings| {
-            let token = iam(credentials(None, None), surroundings).token(&options(host, "u"), now()).await?;
+            let token = Iam::with(credentials(None, None), surroundings).token(&options(host, "u"), now()).await?;
             Ok(token.text.split("%2F").nth(2).expect("the scope has a region").to_owned())
         };
         let ok = |region: Result<String, LoginError>| region.expect("there is a region");

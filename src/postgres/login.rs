@@ -3,6 +3,9 @@
 //! Credentials are looked at when somebody logs in, and not by a clock of ours: on Lambda nothing runs between two
 //! invocations. Connections that are open do not care when a password is replaced or a token gets old.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     fmt,
     path::PathBuf,
@@ -52,7 +55,7 @@ pub(super) struct Login {
     secret: Option<Source>,
     iam: Option<Iam>,
     known: Mutex<Known>,
-    clock: fn() -> SystemTime,
+    clock: Box<dyn Fn() -> SystemTime + Send + Sync>,
 }
 
 /// What was found out so far.
@@ -97,7 +100,7 @@ impl Login {
             secret: settings.secret.clone().map(Source::new),
             iam: (settings.auth == Auth::Iam).then(Iam::default),
             known: Mutex::default(),
-            clock: SystemTime::now,
+            clock: Box::new(SystemTime::now),
         })
     }
 

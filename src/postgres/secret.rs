@@ -69,6 +69,18 @@ impl Source {
         Self { id, client: OnceCell::new() }
     }
 
+    /// In a service that a test has made.
+    #[cfg(test)]
+    pub(super) fn at(id: &str, endpoint: &str) -> Self {
+        let config = aws_sdk_secretsmanager::Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::from_static("eu-west-1"))
+            .endpoint_url(endpoint)
+            .credentials_provider(aws_sdk_secretsmanager::config::Credentials::new("test", "test", None, None, "test"))
+            .build();
+        Self { id: id.to_owned(), client: OnceCell::new_with(Some(Client::from_conf(config))) }
+    }
+
     /// Asks for its current version.
     pub(super) async fn read(&self) -> Result<Secret, LoginError> {
         let client = self.client.get_or_try_init(|| self.connect()).await?;
