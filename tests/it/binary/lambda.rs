@@ -207,3 +207,16 @@ async fn a_reminder_attaches_orphans_and_what_it_does_not_know_fails_alone() {
     assert_eq!(database.number("SELECT count(*) FROM orphaned_events").await, 0);
     assert_eq!(database.text("SELECT status FROM email_logs").await, "sent");
 }
+
+/// It is started all the same, and says what it could not do in time.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_database_everything_is_given_back() {
+    let mut nowhere = database::fresh().await;
+    nowhere.url = "postgres://nobody:secret@127.0.0.1:1/none".to_owned();
+    let function = Function::start(&nowhere, &[]).await;
+    let good = send_event("0100019f30000003-good");
+    for _ in 0..2 {
+        assert_eq!(function.failed(event([good.as_str(), &good]), Duration::from_secs(5)).await, [0, 1]);
+    }
+    assert!(!function.running.log().contains("secret"), "{}", function.running.log());
+}

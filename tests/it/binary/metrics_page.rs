@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde_json::Value;
 use ses_ledger::local::story::{Mess, Profile, Story, StorySettings};
 use time::macros::datetime;
+use tokio::io::AsyncReadExt as _;
 
 use super::{Running, play};
 use crate::{database, worker::Queue};
@@ -116,5 +118,26 @@ impl Page {
         let families = suffixes.iter().filter_map(|suffix| bare.strip_suffix(suffix));
         let known = families.into_iter().find(|family| self.kinds.contains_key(*family));
         known.unwrap_or_else(|| panic!("{sample} belongs to nothing")).to_owned()
+    }
+}
+
+/// What CloudWatch reads is on standard output, one object per line; the log is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_for_cloudwatch_are_lines_of_their_own() {
+    let (database, queue) = (database::fresh().await, Queue::start().await);
+    let settings = ["--emf-interval=1s", "--emf-namespace=mail", "--emf-service=ledger"];
+    let mut running = Running::start(&database.url, &queue.url, &settings).await;
+    let mut output = running.child.stdout.take().expect("it is piped");
+    queue.handle.send("neither JSON nor anything else");
+    queue.drained().await;
+    running.stop().await;
+    let mut text = String::new();
+    output.read_to_string(&mut text).await.expect("it writes text");
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("a line is an object")).collect();
+    assert!(lines.len() >= 2, "at the start and at the end: {text}");
+    assert_eq!(lines.iter().filter_map(|line| line["MessagesRejected"].as_u64()).sum::<u64>(), 1, "{text}");
+    for line in lines {
+        let directive = &line["_aws"]["CloudWatchMetrics"][0];
+        assert_eq!((&directive["Namespace"], &line["Service"]), (&"mail".into(), &"ledger".into()), "{line}");
     }
 }
