@@ -26,4 +26,5 @@ mod signature;
 mod simulate;
 mod status;
 mod store;
+mod tls;
 mod views;
