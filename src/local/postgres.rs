@@ -328,8 +328,12 @@ async fn is_ready(data_dir: &Path) {
     }
 }
 
-/// Whom to run the server as: PostgreSQL refuses to run as root. `None`: we are not root.
-fn unprivileged_user() -> Result<Option<User>> {
+/// Whom to run a server as: PostgreSQL refuses to run as root. `None`: we are not root.
+///
+/// # Errors
+///
+/// If we are root, and the machine has no user for servers.
+pub fn unprivileged_user() -> Result<Option<User>> {
     let id = Command::new("id").arg("-u").output().context("cannot run id")?;
     if id.stdout.trim_ascii() != b"0" {
         return Ok(None);

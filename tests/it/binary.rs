@@ -15,6 +15,8 @@ mod poison;
 mod retention;
 mod several_queues;
 mod shadow;
+mod pooled;
+mod rotation;
 mod starting;
 
 use std::{
