@@ -77,9 +77,7 @@ pub enum Command {
 /// Which database, and how to talk to it.
 #[derive(Args, Clone)]
 pub struct DatabaseArgs {
-    /// PostgreSQL database, as postgres://USER:PASSWORD@HOST:5432/NAME; needed unless a secret says everything. A server
-    /// that is not on this machine has to prove who it is, by a certificate of a public authority, of Amazon RDS or from
-    /// ?sslrootcert=FILE; ?sslmode=disable does without TLS
+    /// PostgreSQL database, as postgres://USER:PASSWORD@HOST:5432/NAME; a server that is not on this machine has to prove who it is, by a certificate of a public authority, of Amazon RDS, or of ?sslrootcert=FILE; ?sslmode=disable does without
     #[arg(
         long,
         env,
@@ -90,12 +88,11 @@ pub struct DatabaseArgs {
     )]
     pub database_url: Option<String>,
 
-    /// Secret in AWS Secrets Manager, as JSON like {"username", "password", "host", "port", "dbname"}. User and password win
-    /// over the URL's, the rest fills in what the URL leaves out. Read again when the login is refused
+    /// Secret in AWS Secrets Manager, JSON with username and password, and perhaps host, port and dbname: these fill in what the URL leaves out; read again when the login is refused [default: the URL says everything]
     #[arg(long, env, value_name = "ARN", help_heading = "Database")]
     pub database_secret: Option<String>,
 
-    /// What to log in with: the password, or a token for IAM database authentication, signed with the AWS credentials
+    /// What to log in with
     #[arg(long, env, value_enum, default_value_t, help_heading = "Database")]
     pub database_auth: Auth,
 

@@ -36,7 +36,7 @@ pub enum Auth {
     /// The password of the URL or the secret
     #[default]
     Password,
-    /// A token signed with the AWS credentials of the process, for each connection
+    /// A token of IAM database authentication, signed with the AWS credentials; needs TLS
     Iam,
 }
 

@@ -19,7 +19,7 @@ use super::{Postgres, PostgresSettings};
 /// What stands between us and the server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Pooler {
-    /// Nothing, or what gives a connection to one client for as long as it likes
+    /// Nothing, or one that keeps a connection for us as long as we like
     #[default]
     None,
     /// RDS Proxy, or PgBouncer in its transaction mode: no prepared statements, no settings of a session

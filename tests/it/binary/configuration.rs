@@ -47,6 +47,41 @@ async fn a_value_out_of_its_range_is_refused_by_name() {
     check(&["--database-connections=0"], &["DATABASE_CONNECTIONS", "1"]).await;
 }
 
+#[tokio::test]
+async fn a_way_to_the_database_that_cannot_work_is_refused_by_name() {
+    check(&["--database-auth=token"], &["--database-auth", "password, iam"]).await;
+    check(&["--database-pooler=session"], &["--database-pooler", "none, transaction"]).await;
+    for name in ["Ledger", "1st", "a-b", "a;b", "a,b", "\"a\"", &"a".repeat(64)] {
+        check(&[&format!("--database-schema={name}")], &["DATABASE_SCHEMA"]).await;
+    }
+}
+
+#[tokio::test]
+async fn tls_that_cannot_be_is_refused_before_anything_waits_for_it() {
+    let check = async |url: &str, flags: &[&str], word: &str| {
+        let mut command = ses_ledger(["run", NOWHERE[1]].into_iter().chain(flags.iter().copied()));
+        command.env("DATABASE_URL", url);
+        let ended = end_of(command).await;
+        assert_eq!(ended.code, Some(64), "{url}: {}", ended.err);
+        assert!(ended.err.contains("DATABASE_URL") && ended.err.contains(word), "{url}: {}", ended.err);
+        assert!(!ended.err.contains("hidden"), "the message holds the password: {}", ended.err);
+    };
+    check("postgres://me:hidden@127.0.0.1/none?sslmode=disable", &["--database-auth=iam"], "needs TLS").await;
+    check("postgres://me:hidden@db.example.com/none?sslrootcert=/no/such/file", &[], "/no/such/file").await;
+    check("postgres://me:hidden@db.example.com/none", &["--pgsslrootcert=/no/such/file"], "/no/such/file").await;
+}
+
+/// Templates cannot always leave out what is not needed.
+#[tokio::test]
+async fn a_variable_without_a_value_says_nothing() {
+    let mut command = ses_ledger(["run"]);
+    command.env("DATABASE_URL", "").env("DATABASE_SECRET", "").env("DATABASE_SCHEMA", "");
+    command.env("QUEUE_URL", "http://127.0.0.1:1/000000000000/none");
+    let ended = end_of(command).await;
+    assert_eq!(ended.code, Some(64), "{}", ended.err);
+    assert!(ended.err.contains("DATABASE_URL (--database-url) or DATABASE_SECRET"), "{}", ended.err);
+}
+
 /// Each of these would be accepted by SQS or PostgreSQL, with a meaning that nobody wants.
 #[tokio::test]
 async fn zero_is_no_length_of_time_where_it_would_mean_never_or_without_a_pause() {
