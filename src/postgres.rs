@@ -27,12 +27,9 @@ use time::OffsetDateTime;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-pub use self::{
-    login::{Auth, LoginError},
-    session::Pooler,
-};
+pub use self::{login::Auth, session::Pooler};
 use self::{
-    login::{Login, Target},
+    login::{Login, LoginError, Target},
     session::{Session, Settings},
 };
 use crate::{

@@ -43,7 +43,7 @@ pub enum Auth {
 /// Why there are no credentials to log in with, or no agreement on how.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
-pub struct LoginError {
+pub(super) struct LoginError {
     message: String,
     /// Waiting does not help.
     pub(super) is_final: bool,
@@ -224,7 +224,10 @@ impl Target {
     pub(super) fn options(&self, secret: Option<&Secret>) -> Result<PgConnectOptions, LoginError> {
         let mut options = self.options.clone();
         if let Some(secret) = secret {
-            options = options.username(&secret.username).password(&secret.password);
+            options = options.username(&secret.username);
+            if let Some(password) = &secret.password {
+                options = options.password(password);
+            }
             if let (false, Some(host)) = (self.names_host, &secret.host) {
                 options = options.host(host);
             }

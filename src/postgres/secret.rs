@@ -40,8 +40,7 @@ pub(super) struct Source {
 pub(super) struct Secret {
     pub(super) username: String,
     /// IAM authentication does without.
-    #[serde(default)]
-    pub(super) password: String,
+    pub(super) password: Option<String>,
     pub(super) host: Option<String>,
     pub(super) port: Option<Port>,
     pub(super) dbname: Option<String>,
@@ -164,7 +163,12 @@ mod tests {
     fn the_forms_that_rds_and_people_write_are_understood() {
         // RDS itself keeps only these two, where it manages the password.
         let secret = understand(r#"{"username":"u","password":"p"}"#).expect("it is complete");
-        assert!(secret.username == "u" && secret.password == "p" && secret.host.is_none() && secret.port.is_none());
+        assert!(
+            secret.username == "u"
+                && secret.password.as_deref() == Some("p")
+                && secret.host.is_none()
+                && secret.port.is_none()
+        );
         for port in ["5433", "\"5433\""] {
             let text = format!(
                 r#"{{"engine":"postgres","username":"u","password":"p","host":"h","port":{port},"dbname":"d","extra":{{}}}}"#

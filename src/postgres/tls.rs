@@ -1,6 +1,9 @@
 //! Whom we believe to be the database.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
@@ -16,7 +19,7 @@ pub(super) struct Wishes {
     /// The URL names the mode. `PGSSLMODE` is in the options as well, and its `prefer` is nothing but the default.
     pub(super) names_mode: bool,
     /// Further roots.
-    pub(super) root_cert: Option<std::path::PathBuf>,
+    pub(super) root_cert: Option<PathBuf>,
     /// What is sent must not be seen by anybody else.
     pub(super) must_be_secret: bool,
 }
@@ -71,8 +74,8 @@ pub(super) fn advice(error: &sqlx::Error) -> Option<&'static str> {
     Some(match certificate {
         Wrong::UnknownIssuer => "name the certificate of the authority behind it: ?sslrootcert=FILE in DATABASE_URL",
         Wrong::NotValidForName | Wrong::NotValidForNameContext { .. } => {
-            "use the name in its certificate as the host, or sslmode=verify-ca with the sslrootcert of an authority that \
-             is yours alone"
+            "use the name in its certificate as the host; or add ?sslmode=require to DATABASE_URL, which does not look at \
+             it, if the network is trusted"
         }
         _ => "the server needs another certificate, or DATABASE_URL another sslrootcert",
     })
@@ -81,10 +84,9 @@ pub(super) fn advice(error: &sqlx::Error) -> Option<&'static str> {
 fn roots(more: Option<&Path>) -> Result<Vec<u8>, LoginError> {
     let mut roots = RDS_ROOTS.as_bytes().to_vec();
     if let Some(file) = more {
-        let file_content = fs::read(file)
-            .map_err(|e| LoginError::for_good(format!("cannot read sslrootcert {}: {e}", file.display())))?;
+        let unreadable = |e| LoginError::for_good(format!("cannot read sslrootcert {}: {e}", file.display()));
         roots.push(b'\n');
-        roots.extend(file_content);
+        roots.extend(fs::read(file).map_err(unreadable)?);
     }
     Ok(roots)
 }

@@ -17,7 +17,7 @@ use ses_ledger::{
     postgres::{Pooler, Postgres, PostgresSettings, migrations},
 };
 use sqlx::{
-    ConnectOptions as _, PgConnection,
+    PgConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use time::macros::datetime;
