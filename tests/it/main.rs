@@ -27,4 +27,5 @@ mod simulate;
 mod status;
 mod store;
 mod tls;
+mod templates;
 mod views;
