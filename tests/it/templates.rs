@@ -173,7 +173,8 @@ fn every_planted_defect_is_found() {
         *planted = Template::new(planted.file, defect.plant(&planted.text));
         let found = all_that_is_wrong(&templates).into_iter().find(|wrong| !found_anyhow.contains(wrong));
         let found = found.unwrap_or_else(|| panic!("nothing finds: {}", defect.name));
-        println!("{:<20}{:<60}{found}", defect.file, defect.name);
+        // With --nocapture, beside the table of tests/check-templates.
+        eprintln!("{:<20}{:<74}{found}", defect.file, defect.name);
     }
 }
 
