@@ -24,8 +24,6 @@ pub(super) const OF_AWS: &[Metric] = &[
     ("AWS/SES", "Send", &[], &["Sum"]),
     ("AWS/SES", "Reputation.BounceRate", &[], &["Maximum"]),
     ("AWS/SES", "Reputation.ComplaintRate", &[], &["Maximum"]),
-    // Its samples are counted: one for each task and minute.
-    ("AWS/ECS", "CPUUtilization", OF_A_SERVICE, &["SampleCount"]),
     ("ECS/ContainerInsights", "DesiredTaskCount", OF_A_SERVICE, &["Maximum"]),
     ("ECS/ContainerInsights", "RunningTaskCount", OF_A_SERVICE, &["Minimum"]),
     ("AWS/Lambda", "Errors", OF_A_FUNCTION, &["Sum"]),
@@ -63,7 +61,7 @@ pub(super) const OURS: &[(&str, &str)] = &[
 ];
 
 /// Words of metric math that are no ids.
-const FUNCTIONS: [&str; 8] = ["IF", "FILL", "AND", "OR", "ABS", "MAX", "MIN", "SUM"];
+const FUNCTIONS: [&str; 8] = ["IF", "FILL", "AND", "OR", "ABS", "CEIL", "MAX", "MIN"];
 
 /// A metric that a resource reads.
 struct Use<'a> {
@@ -158,7 +156,8 @@ fn service_of_the_worker(template: &Template) -> Value {
 pub(super) fn every_statistic_suits_its_metric(templates: &Templates) -> Vec<String> {
     let ill = |it: &Use<'_>| match it.known() {
         Some(Known::Aws((_, _, _, statistics))) => !statistics.contains(&it.statistic),
-        Some(Known::Ours(statistic)) => it.statistic != statistic,
+        // Samples are counted to see how many workers there are: each writes one a minute.
+        Some(Known::Ours(statistic)) => ![statistic, "SampleCount"].contains(&it.statistic),
         Some(Known::Filtered) | None => false,
     };
     let uses = uses(templates).into_iter().filter(ill);
@@ -268,7 +267,7 @@ pub(super) fn what_has_to_wake_somebody_has_an_alarm(templates: &Templates) -> V
         "Reputation.ComplaintRate",
     ];
     let both = ["MessagesDrift", "EventsDrift", "MessagesRejected", "OldestOrphanAge", "RetentionRuns"];
-    let ecs = ["CPUUtilization", "DesiredTaskCount", "RunningTaskCount"];
+    let ecs = ["MessagesInHand", "DesiredTaskCount", "RunningTaskCount"];
     let lambda = ["Errors", "Throttles", "Duration", "Invocations"];
     let needed: [(&Template, Vec<&str>); 3] = [
         (&templates.pipeline, pipeline.to_vec()),
