@@ -26,6 +26,6 @@ mod signature;
 mod simulate;
 mod status;
 mod store;
-mod tls;
 mod templates;
+mod tls;
 mod views;

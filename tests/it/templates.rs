@@ -6,6 +6,7 @@ mod dashboards;
 mod defects;
 mod metrics;
 mod names;
+mod readme;
 mod yaml;
 
 use std::{fs, path::PathBuf};
@@ -157,6 +158,11 @@ fn the_binary_writes_every_metric() {
 fn times_agree_with_each_other_and_with_the_binary() {
     assert_sound(binary::times_agree);
     assert_sound(binary::the_function_is_asked_for_maintenance);
+}
+
+#[test]
+fn the_readme_deploys_what_is_there() {
+    assert_sound(readme::the_readme_deploys_what_is_there);
 }
 
 #[test]
