@@ -223,7 +223,7 @@ impl Farewell {
         farewell
     }
 
-    fn count(&self, name: &str) -> usize {
+    pub(crate) fn count(&self, name: &str) -> usize {
         self.0[name].as_u64().unwrap_or_else(|| panic!("no {name} in {}", self.0)) as usize
     }
 }
@@ -253,7 +253,7 @@ async fn deleted(queue: &Queue, messages: u64) {
 }
 
 /// Waits for something that has to come true.
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds().await {
         assert!(Instant::now() < deadline, "it never came true that {what}");

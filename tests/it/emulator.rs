@@ -32,22 +32,27 @@ pub(crate) async fn endpoint() -> &'static str {
 
 /// A new queue, with a client and its URL.
 pub(crate) async fn queue(name: &str) -> (aws_sdk_sqs::Client, String) {
+    let client = client(endpoint().await);
+    let answer = client.create_queue().queue_name(name).send().await.expect("the emulator makes queues");
+    (client, answer.queue_url.expect("a queue has a URL"))
+}
+
+/// A client of an emulator.
+pub(crate) fn client(endpoint: &str) -> aws_sdk_sqs::Client {
     let config = aws_sdk_sqs::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new("us-east-1"))
         .credentials_provider(Credentials::new("test", "test", None, None, "test"))
-        .endpoint_url(endpoint().await)
+        .endpoint_url(endpoint)
         .build();
-    let client = aws_sdk_sqs::Client::from_conf(config);
-    let answer = client.create_queue().queue_name(name).send().await.expect("the emulator makes queues");
-    (client, answer.queue_url.expect("a queue has a URL"))
+    aws_sdk_sqs::Client::from_conf(config)
 }
 
 /// Ten seconds are plenty on an idle machine; the build may still keep this one busy.
 const START: Duration = Duration::from_secs(60);
 
 async fn start() -> Result<(Guard, String)> {
-    let folder = tokio::task::spawn_blocking(install).await??;
+    let folder = tokio::task::spawn_blocking(|| install("ministack", "tests/install-emulator")).await??;
     let program = folder.join("bin/ministack");
     let program = program.to_str().context("cannot use a folder whose name is not UTF-8")?;
     let port = free_port()?;
@@ -68,36 +73,37 @@ async fn start() -> Result<(Guard, String)> {
     guard.run(&[program]).await?;
     tokio::select! {
         _ = guard.ended(START) => bail!("cannot start ministack:\n{}", guard.log_tail()),
-        () = is_healthy(port) => {}
+        () = is_healthy(port, "/_ministack/health") => {}
     }
     Ok((guard, format!("http://127.0.0.1:{port}")))
 }
 
 /// Returns the folder of the virtual environment, made by the same script as in `tests/run`.
-fn install() -> Result<PathBuf> {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("test-tools").join("ministack");
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/install-emulator");
+pub(crate) fn install(name: &str, script: &str) -> Result<PathBuf> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("test-tools").join(name);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
     let output = Command::new("bash").arg(script).arg(&folder).output().context("cannot run bash")?;
     ensure!(
         output.status.success(),
-        "cannot install ministack:\n{}{}",
+        "cannot install {name}:\n{}{}",
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(folder)
 }
 
-async fn is_healthy(port: u16) {
+/// Waits until this page of an emulator answers as it should.
+pub(crate) async fn is_healthy(port: u16, page: &str) {
     let begin = Instant::now();
-    while !matches!(health(port).await, Ok(answer) if answer.starts_with("HTTP/1.1 200")) {
+    while !matches!(get(port, page).await, Ok(answer) if answer.starts_with("HTTP/1.1 200")) {
         let pause = if begin.elapsed() < Duration::from_secs(5) { 50 } else { 500 };
         sleep(Duration::from_millis(pause)).await;
     }
 }
 
-async fn health(port: u16) -> Result<String> {
+async fn get(port: u16, page: &str) -> Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-    let request = "GET /_ministack/health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n";
+    let request = format!("GET {page} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await?;
@@ -109,6 +115,6 @@ async fn the_emulator_answers_and_is_the_same_for_all_tests() {
     let (first, second) = tokio::join!(endpoint(), endpoint());
     assert_eq!(first, second);
     let port = first.rsplit(':').next().and_then(|port| port.parse().ok()).expect("it ends with a port");
-    let answer = health(port).await.expect("it was healthy before");
+    let answer = get(port, "/_ministack/health").await.expect("it was healthy before");
     assert!(answer.contains(r#""sqs": "available""#), "{answer}");
 }

@@ -1,9 +1,10 @@
-//! All integration tests in one binary: one link, one PostgreSQL cluster, one emulator.
+//! All integration tests in one binary: one link, one PostgreSQL cluster, one of each emulator.
 
 mod arrivals;
 mod database;
 mod doubles;
 mod emulator;
+mod localstack;
 mod real_store;
 mod truth;
 mod worker;
@@ -13,6 +14,7 @@ mod binary;
 mod contract;
 mod decode;
 mod demo;
+mod deployed;
 mod end_to_end;
 mod explain;
 mod faults;

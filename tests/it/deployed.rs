@@ -1,0 +1,229 @@
+//! The real template, deployed by CloudFormation as LocalStack has it: what SES says goes through the stack's topic or
+//! rule to the stack's queue, and the real worker, started with the stack's own outputs, brings it into the database.
+//!
+//! LocalStack enforces no policy and no key, so these are read back and compared. Its CloudFormation passes over the
+//! resources of SES, so the configuration set is made here.
+
+use std::{collections::HashMap, fs, path::Path};
+
+use aws_sdk_sqs::types::QueueAttributeName;
+use serde_json::{Value, json};
+use tokio::sync::OnceCell;
+
+use crate::{
+    binary::{Running, until},
+    database::{self, Database},
+    localstack::{self, Stack, element, put_events, query},
+};
+
+/// What costs LocalStack time and is none of a worker's business.
+const BARE: [(&str, &str); 2] = [("CreateAlarms", "false"), ("CreateRoles", "false")];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ses_publishes_to_the_stack_becomes_a_history() {
+    check_topic(as_it_is().await, "sns_message_id IS NULL AND eventbridge_id IS NULL").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_without_raw_delivery() {
+    let stack = deploy("wrapped", &[("RawDelivery", "false")]).await;
+    check_topic(&stack, "sns_message_id IS NOT NULL AND eventbridge_id IS NULL").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_by_eventbridge_with_a_copy_for_the_shadow() {
+    let stack = deploy("ruled", &[("EventPath", "eventbridge"), ("ShadowQueue", "true")]).await;
+    let (database, shadow) = (bounced_mail().await, bounced_mail().await);
+    let worker = Running::start(&database.url, stack.output("QueueUrl"), &[]).await;
+    let shadow_worker = Running::start(&shadow.url, stack.output("ShadowQueueUrl"), &[]).await;
+
+    let event = |kind: &str| json!({"Source": "aws.ses", "DetailType": kind, "Detail": bounce()});
+    let answer = put_events(json!([event("Email Bounced"), event("Email Account Suspended")])).await;
+    assert_eq!(answer["FailedEntryCount"], 0, "{answer}");
+
+    let by_rule = "SELECT count(*) FROM email_events WHERE eventbridge_id IS NOT NULL AND sns_message_id IS NULL";
+    for database in [&database, &shadow] {
+        until("the mail has bounced", async || database.text("SELECT status FROM email_logs").await == "bounced").await;
+        assert_eq!(database.number(by_rule).await, 1);
+    }
+    for worker in [worker, shadow_worker] {
+        assert_eq!(worker.stop().await.count("received"), 1, "the rule takes the kinds that SES has, and no other");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_queues_are_as_the_template_says() {
+    let stack = as_it_is().await;
+    let (queue, dead) = (attributes(stack, "QueueUrl").await, attributes(stack, "DeadLetterQueueUrl").await);
+
+    let redrive = json!({"deadLetterTargetArn": stack.output("DeadLetterQueueArn"), "maxReceiveCount": 100});
+    assert_eq!(parsed(&queue, QueueAttributeName::RedrivePolicy), redrive);
+    let allowed = json!({"redrivePermission": "byQueue", "sourceQueueArns": [stack.output("QueueArn")]});
+    assert_eq!(parsed(&dead, QueueAttributeName::RedriveAllowPolicy), allowed);
+    assert_eq!(queue[&QueueAttributeName::VisibilityTimeout], "390");
+    assert_eq!(queue[&QueueAttributeName::ReceiveMessageWaitTimeSeconds], "20");
+    for attributes in [&queue, &dead] {
+        assert_eq!(attributes[&QueueAttributeName::MessageRetentionPeriod], "1209600");
+        assert_eq!(attributes[&QueueAttributeName::KmsMasterKeyId], stack.output("KeyArn"));
+    }
+
+    let policy = parsed(&queue, QueueAttributeName::Policy);
+    let senders: Vec<&Value> = statements(&policy).filter(|statement| statement["Effect"] == "Allow").collect();
+    let [sender] = senders[..] else { panic!("only the topic may send: {policy}") };
+    assert_eq!(sender["Principal"], json!({"Service": "sns.amazonaws.com"}));
+    assert_eq!(sender["Action"], "sqs:SendMessage");
+    assert_eq!(sender["Resource"], stack.output("QueueArn"));
+    assert_eq!(sender["Condition"], json!({"ArnEquals": {"aws:SourceArn": stack.output("TopicArn")}}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ses_may_publish_to_the_topic_and_the_key_is_its_own() {
+    let stack = as_it_is().await;
+    let topic = [("TopicArn".to_owned(), stack.output("TopicArn").to_owned())];
+    let answer = query("sns", "GetTopicAttributes", &topic).await;
+    let attribute = |name: &str| {
+        let after = answer.split(&format!("<key>{name}</key>")).nth(1);
+        unescaped(element(after.unwrap_or_else(|| panic!("no {name}: {answer}")), "value"))
+    };
+    assert_eq!(attribute("KmsMasterKeyId"), stack.output("KeyArn"));
+    let policy: Value = serde_json::from_str(&attribute("Policy")).expect("a policy is JSON");
+    let publishers: Vec<&Value> = statements(&policy).filter(|statement| statement["Effect"] == "Allow").collect();
+    let [publisher] = publishers[..] else { panic!("only SES may publish: {policy}") };
+    assert_eq!(publisher["Principal"], json!({"Service": "ses.amazonaws.com"}));
+    assert_eq!(publisher["Condition"]["StringEquals"], json!({"aws:SourceAccount": "000000000000"}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_received_too_often_is_a_dead_letter() {
+    let stack = deploy("deadly", &[("EventPath", "eventbridge"), ("MaxReceiveCount", "5")]).await;
+    let client = client().await;
+    client.send_message().queue_url(stack.output("QueueUrl")).message_body("{}").send().await.expect("it takes all");
+    let receive = async |url| {
+        let request = client.receive_message().queue_url(stack.output(url)).visibility_timeout(0).wait_time_seconds(0);
+        request.send().await.expect("the queue is there").messages.unwrap_or_default().len()
+    };
+    let mut received = 0;
+    until("it is a dead letter", async || {
+        received += receive("QueueUrl").await;
+        receive("DeadLetterQueueUrl").await == 1
+    })
+    .await;
+    assert_eq!(received, 5);
+}
+
+/// The stack with nothing but the template's defaults, alarms, roles and all.
+async fn as_it_is() -> &'static Stack {
+    static STACK: OnceCell<Stack> = OnceCell::const_new();
+    STACK.get_or_init(async || Stack::deploy("ses-ledger", &template(), &[]).await).await
+}
+
+/// A stack of that name with the parameters that a test is about.
+async fn deploy(name: &str, parameters: &[(&str, &str)]) -> Stack {
+    let parameters: Vec<_> = [("Name", name)].iter().chain(&BARE).chain(parameters).copied().collect();
+    Stack::deploy(name, &template(), &parameters).await
+}
+
+fn template() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("infra/pipeline.yaml");
+    let template = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    assert!(template.len() <= 51_200, "CloudFormation takes no more in a request: {} bytes", template.len());
+    template
+}
+
+/// An event that SES publishes, and a mail that is sent: both are in the database, by this way.
+async fn check_topic(stack: &Stack, way: &str) {
+    let database = bounced_mail().await;
+    let worker = Running::start(&database.url, stack.output("QueueUrl"), &[]).await;
+
+    let publish = [("TopicArn", stack.output("TopicArn")), ("Message", &bounce())];
+    query("sns", "Publish", &owned(&publish)).await;
+    until("the mail has bounced", async || database.text("SELECT status FROM email_logs").await == "bounced").await;
+
+    let mail = send(stack).await;
+    database.run(&format!("INSERT INTO email_logs (aws_message_id) VALUES ('{mail}')")).await;
+    let status = format!("SELECT status FROM email_logs WHERE aws_message_id = '{mail}'");
+    until("the mail is delivered", async || database.text(&status).await == "delivered").await;
+    // SES reports them in any order.
+    until("all has come", async || database.number("SELECT count(*) FROM email_events").await == 3).await;
+
+    let rows = database
+        .texts(&format!("SELECT event_type || ' ' || recipient FROM email_events WHERE {way} ORDER BY event_type"))
+        .await;
+    assert_eq!(rows, ["bounce to@example.net", "delivery ana@example.net", "send ana@example.net"]);
+    let other_queue = "SELECT count(*) FROM email_events WHERE queue NOT LIKE '%' || ";
+    assert_eq!(database.number(&format!("{other_queue}'{}'", stack.output("QueueName"))).await, 0);
+
+    // With the destination of the configuration set came the text by which SES tries the topic.
+    let farewell = worker.stop().await;
+    assert_eq!(["stored", "ignored", "rejected"].map(|outcome| farewell.count(outcome)), [3, 1, 0]);
+}
+
+/// A database with the log row of the mail of [`bounce`].
+async fn bounced_mail() -> Database {
+    let database = database::fresh().await;
+    let event: Value = serde_json::from_str(&bounce()).expect("SES writes JSON");
+    let id = event["mail"]["messageId"].as_str().expect("every mail has an id");
+    database.run(&format!("INSERT INTO email_logs (aws_message_id) VALUES ('{id}')")).await;
+    database
+}
+
+/// An event as SES hands it to SNS: the fixture's message, without the envelope.
+fn bounce() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/bodies/Bounce--permanent-general.json");
+    let envelope: Value = serde_json::from_str(&fs::read_to_string(path).expect("it is there")).expect("it is JSON");
+    envelope["Message"].as_str().expect("an envelope has a message").to_owned()
+}
+
+/// Sends a mail with a configuration set that publishes to the stack's topic, and returns its id.
+async fn send(stack: &Stack) -> String {
+    let set = stack.output("QueueName");
+    query("ses", "CreateConfigurationSet", &owned(&[("ConfigurationSet.Name", set)])).await;
+    let destination = [
+        ("ConfigurationSetName", set),
+        ("EventDestination.Name", set),
+        ("EventDestination.Enabled", "true"),
+        ("EventDestination.MatchingEventTypes.member.1", "send"),
+        ("EventDestination.MatchingEventTypes.member.2", "delivery"),
+        ("EventDestination.SNSDestination.TopicARN", stack.output("TopicArn")),
+    ];
+    query("ses", "CreateConfigurationSetEventDestination", &owned(&destination)).await;
+    query("ses", "VerifyDomainIdentity", &owned(&[("Domain", "example.com")])).await;
+    let mail = [
+        ("Source", "shop@example.com"),
+        ("Destination.ToAddresses.member.1", "ana@example.net"),
+        ("Message.Subject.Data", "Your order"),
+        ("Message.Body.Text.Data", "It is on its way."),
+        ("ConfigurationSetName", set),
+    ];
+    element(&query("ses", "SendEmail", &owned(&mail)).await, "MessageId").to_owned()
+}
+
+fn owned(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+type Attributes = HashMap<QueueAttributeName, String>;
+
+/// What the queue of this output is like.
+async fn attributes(stack: &Stack, output: &str) -> Attributes {
+    let request = client().await.get_queue_attributes().queue_url(stack.output(output));
+    let answer = request.attribute_names(QueueAttributeName::All).send().await.expect("the queue is there");
+    answer.attributes.expect("every queue has some")
+}
+
+fn parsed(attributes: &Attributes, name: QueueAttributeName) -> Value {
+    let text = attributes.get(&name).unwrap_or_else(|| panic!("no {name} among {:?}", attributes.keys()));
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{name} is not JSON ({e}): {text}"))
+}
+
+fn statements(policy: &Value) -> impl Iterator<Item = &Value> {
+    policy["Statement"].as_array().unwrap_or_else(|| panic!("no statements: {policy}")).iter()
+}
+
+fn unescaped(xml: &str) -> String {
+    xml.replace("&quot;", "\"").replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+}
+
+async fn client() -> aws_sdk_sqs::Client {
+    crate::emulator::client(localstack::endpoint().await)
+}
