@@ -88,7 +88,7 @@ where
     let url = endpoint().await;
     let signature = format!("AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/{service}/aws4_request, Signature=00");
     let sent = tokio::task::spawn_blocking(move || {
-        let request = ureq::post(url).config().http_status_as_error(false).build();
+        let request = ureq::post(url).config().http_status_as_error(false).proxy(None).build();
         let mut answer = send(request.header("Authorization", signature))?;
         Ok::<_, ureq::Error>((answer.status(), answer.body_mut().read_to_string()?))
     });
@@ -125,8 +125,9 @@ async fn start() -> Result<(Guard, String)> {
     let mut guard = Guard::start(GuardSettings {
         parent: std::env::temp_dir(),
         name: "ses-ledger-localstack",
-        signals: &["TERM"],
-        patience: 100,
+        // Asked to end it takes five seconds, and has nothing to save.
+        signals: &[],
+        patience: 0,
         user: None,
         environment: vec![("PATH".into(), path)],
     })

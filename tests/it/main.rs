@@ -18,6 +18,7 @@ mod deployed;
 mod end_to_end;
 mod explain;
 mod faults;
+mod local;
 mod local_postgres;
 mod nothing_is_lost;
 mod orphans;
