@@ -11,6 +11,7 @@ mod worker;
 
 mod bench;
 mod binary;
+mod compose;
 mod contract;
 mod decode;
 mod demo;

@@ -1,13 +1,13 @@
 //! What stands inside the strings of the templates in infra/, and what the binary has to agree with. What CloudFormation
 //! would refuse, and our own rules, are the business of tests/check-templates.
 
-mod binary;
+pub(crate) mod binary;
 mod dashboards;
 mod defects;
 mod metrics;
 mod names;
 mod readme;
-mod yaml;
+pub(crate) mod yaml;
 
 use std::{fs, path::PathBuf};
 

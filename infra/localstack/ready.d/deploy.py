@@ -1,7 +1,7 @@
 """Makes in LocalStack what infra/pipeline.yaml makes on AWS, when LocalStack is ready (an "init hook").
 
-The template is deployed as it is. LocalStack's CloudFormation passes over the resources of SES, so the configuration set
-and its event destination are made here, and a domain that may send.
+The template is deployed as it is. CloudFormation of LocalStack passes over what is of SES, so the configuration set and
+its event destination are made here, and a domain that may send.
 
 It runs inside of LocalStack's own process, in the container as without one, and reads:
   PIPELINE_TEMPLATE    the template's file

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{Template, Templates};
 
 /// Environment variables of `run`, each with its default.
-static SETTINGS: LazyLock<BTreeMap<String, Option<String>>> = LazyLock::new(|| {
+pub(crate) static SETTINGS: LazyLock<BTreeMap<String, Option<String>>> = LazyLock::new(|| {
     let help = ask(&["run", "--help"]);
     let mut settings = BTreeMap::new();
     let mut lines = help.lines().map(str::trim).peekable();

@@ -4,7 +4,7 @@ use saphyr::{LoadableYamlNode as _, Scalar, Yaml};
 use serde_json::{Map, Value, json};
 
 /// Reads a document, and writes its short tags out: `!Ref X` is `{"Ref": "X"}`.
-pub(super) fn read(text: &str) -> Result<Value, String> {
+pub(crate) fn read(text: &str) -> Result<Value, String> {
     let documents = Yaml::load_from_str(text).map_err(|e| format!("no YAML: {e}"))?;
     match &documents[..] {
         [document] => json_of(document),
