@@ -12,11 +12,11 @@ mod leaving;
 mod metrics_page;
 mod migrating;
 mod poison;
+mod pooled;
 mod retention;
+mod rotation;
 mod several_queues;
 mod shadow;
-mod pooled;
-mod rotation;
 mod starting;
 
 use std::{
