@@ -2,8 +2,12 @@
 //! is free.
 
 use std::{
-    env, fs,
+    env, fs, io,
     os::unix::fs::{PermissionsExt as _, chown},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -21,7 +25,10 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use time::macros::datetime;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
 
 use super::{Running, end_of, play, ses_ledger, swept, until};
 use crate::{
@@ -108,6 +115,27 @@ async fn migrations_are_refused_over_a_pooler_and_the_rest_works() {
     }
 }
 
+/// A round trip across regions is tens of milliseconds.
+#[tokio::test]
+async fn a_batch_is_one_round_trip_over_our_own_connection_and_four_over_a_poolers() {
+    for (pooler, round_trips) in [(Pooler::None, 1), (Pooler::Transaction, 4)] {
+        let database = database::fresh().await;
+        let line = Line::to(&database).await;
+        let settings = PostgresSettings { pooler, connections: 1, ..PostgresSettings::new(&line.url) };
+        let store = Postgres::new(&settings).expect("the URL is good");
+        // The first one logs in and prepares.
+        store.insert(&arrivals([opened("m", 0)]), &[]).await.expect("all is well");
+        let (before, batches) = (line.round_trips.load(Relaxed), 40);
+        for n in 1..=batches {
+            store.insert(&arrivals([opened("m", n)]), &[]).await.expect("all is well");
+        }
+        let made = line.round_trips.load(Relaxed) - before;
+        // After each batch the store and its pool ask the connection how it is. No batch waits for that, nor do we here.
+        let expected = batches as usize * (round_trips + 2);
+        assert!(made.abs_diff(expected) <= 2, "{pooler:?}: {made} are not {expected}");
+    }
+}
+
 /// A PgBouncer that passes whole transactions over two connections to the server.
 struct Bouncer {
     url: String,
@@ -186,6 +214,47 @@ impl Bouncer {
         }
         processes.dedup();
         assert_eq!(processes.len(), 2, "two connections were looked at");
+    }
+}
+
+/// A way to a database that counts how often an answer is waited for. It serves one connection at a time.
+struct Line {
+    url: String,
+    round_trips: Arc<AtomicUsize>,
+}
+
+impl Line {
+    async fn to(database: &Database) -> Self {
+        let (login, place) = database.url.split_once('@').expect("the URL names a user");
+        let (address, name) = place.split_once('/').expect("the URL names a database");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+        let url = format!("{login}@{}/{name}", listener.local_addr().expect("it is bound"));
+        let (address, round_trips) = (address.to_owned(), Arc::<AtomicUsize>::default());
+        let counted = Arc::clone(&round_trips);
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let far = TcpStream::connect(&address).await.expect("the server runs");
+                let _ = relay(near, far, &counted).await;
+            }
+        });
+        Self { url, round_trips }
+    }
+}
+
+async fn relay(mut near: TcpStream, mut far: TcpStream, round_trips: &AtomicUsize) -> io::Result<()> {
+    let (mut asked, mut answered, mut waiting) = (vec![0; 65_536], vec![0; 65_536], false);
+    loop {
+        let asks = tokio::select! {
+            length = near.read(&mut asked) => (true, length?),
+            length = far.read(&mut answered) => (false, length?),
+        };
+        match asks {
+            (_, 0) => return Ok(()),
+            (true, length) => far.write_all(&asked[..length]).await?,
+            (false, length) => near.write_all(&answered[..length]).await?,
+        }
+        round_trips.fetch_add(usize::from(asks.0 && !waiting), Relaxed);
+        waiting = asks.0;
     }
 }
 
