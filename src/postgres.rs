@@ -130,10 +130,9 @@ impl ConnectError {
 
 impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("cannot connect to the database (DATABASE_URL): ")?;
         match &self.0 {
-            sqlx::Error::Configuration(e) => e.fmt(f),
-            other => other.fmt(f),
+            sqlx::Error::Configuration(e) if e.is::<LoginError>() => write!(f, "cannot log in to the database: {e}"),
+            other => write!(f, "cannot connect to the database (DATABASE_URL): {other}"),
         }?;
         tls::advice(&self.0).map_or(Ok(()), |advice| write!(f, ". To mend it: {advice}"))
     }

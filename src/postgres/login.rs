@@ -7,7 +7,6 @@
 mod tests;
 
 use std::{
-    fmt,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -239,12 +238,6 @@ impl Target {
             }
         }
         tls::settle(options, &self.wishes)
-    }
-}
-
-impl fmt::Debug for Login {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Login")
     }
 }
 

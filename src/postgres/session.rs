@@ -4,7 +4,7 @@
 //! prepared statements) belongs to somebody else there a moment later, or costs the pooling. So there each piece of work
 //! is a transaction that begins with its settings, and no statement has a name.
 
-use std::fmt;
+use std::{fmt, future::ready};
 
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture, stream, stream::BoxStream};
 use sqlx::{
@@ -162,22 +162,18 @@ impl<'c> Executor<'c> for &'c mut Session {
         connection.fetch_optional(query)
     }
 
-    fn prepare_with<'e>(
-        self,
-        sql: SqlStr,
-        parameters: &'e [PgTypeInfo],
-    ) -> BoxFuture<'e, Result<PgStatement, sqlx::Error>>
+    fn prepare_with<'e>(self, _: SqlStr, _: &'e [PgTypeInfo]) -> BoxFuture<'e, Result<PgStatement, sqlx::Error>>
     where
         'c: 'e,
     {
-        self.send(()).0.prepare_with(sql, parameters)
+        not_offered()
     }
 
-    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<sqlx::Describe<sqlx::Postgres>, sqlx::Error>>
+    fn describe<'e>(self, _: SqlStr) -> BoxFuture<'e, Result<sqlx::Describe<sqlx::Postgres>, sqlx::Error>>
     where
         'c: 'e,
     {
-        self.send(()).0.describe(sql)
+        not_offered()
     }
 }
 
@@ -212,21 +208,22 @@ impl<'c> Executor<'c> for &'c Postgres {
         answer.boxed()
     }
 
-    fn prepare_with<'e>(
-        self,
-        sql: SqlStr,
-        parameters: &'e [PgTypeInfo],
-    ) -> BoxFuture<'e, Result<PgStatement, sqlx::Error>>
+    fn prepare_with<'e>(self, _: SqlStr, _: &'e [PgTypeInfo]) -> BoxFuture<'e, Result<PgStatement, sqlx::Error>>
     where
         'c: 'e,
     {
-        async move { self.session().await?.prepare_with(sql, parameters).await }.boxed()
+        not_offered()
     }
 
-    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<sqlx::Describe<sqlx::Postgres>, sqlx::Error>>
+    fn describe<'e>(self, _: SqlStr) -> BoxFuture<'e, Result<sqlx::Describe<sqlx::Postgres>, sqlx::Error>>
     where
         'c: 'e,
     {
-        async move { self.session().await?.describe(sql).await }.boxed()
+        not_offered()
     }
+}
+
+/// Statements are prepared when they run, and under a name only where that is good.
+fn not_offered<'e, T: Send + 'e>() -> BoxFuture<'e, Result<T, sqlx::Error>> {
+    ready(Err(sqlx::Error::Protocol("a session does not prepare statements for later".to_owned()))).boxed()
 }
