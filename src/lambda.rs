@@ -119,7 +119,8 @@ impl Function {
     /// If the event is neither, or the upkeep fails. Never for what is in a message.
     pub async fn invoke(&self, event: Value, left: Duration) -> anyhow::Result<Value> {
         let until = Instant::now() + left - TO_ANSWER.min(left / 5);
-        let answer = if event.get("Records").is_some() {
+        let has_messages = event.get("Records").is_some();
+        let answer = if has_messages {
             // What the parser says may show some of it.
             let event: SqsEvent =
                 serde_json::from_value(event).ok().context("cannot read the records of this event")?;
@@ -130,7 +131,8 @@ impl Function {
             bail!("this event is neither from an SQS event source mapping nor from a schedule");
         };
         if let Some(emf) = &self.emf {
-            emf.write(&self.metrics);
+            // What waits was counted by the reminder, in one of perhaps many processes: old news in all others.
+            emf.write(&self.metrics, !has_messages);
         }
         Ok(answer)
     }

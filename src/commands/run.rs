@@ -190,9 +190,9 @@ async fn write_emf(settings: EmfSettings, metrics: Arc<Metrics>, stop: Cancellat
     let mut ticks = interval(settings.interval);
     let emf = Emf::new(settings);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-        emf.write(&metrics);
+        emf.write(&metrics, true);
     }
-    emf.write(&metrics);
+    emf.write(&metrics, true);
 }
 
 /// The first signal: stop receiving, finish what is in hand, give back the rest. The second: leave at once.

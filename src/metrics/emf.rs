@@ -35,26 +35,29 @@ impl Emf {
         Self { settings, written: Mutex::default() }
     }
 
-    /// Writes one line. Counters as their increase since the line before, gauges as they are.
-    pub fn write(&self, metrics: &Metrics) {
-        let line = self.line(metrics, SystemTime::now());
+    /// Writes one line. Counters as their increase since the line before, gauges as they are: those of the waiting rooms
+    /// only if they have been counted lately.
+    pub fn write(&self, metrics: &Metrics, counted: bool) {
+        let line = self.line(metrics, counted, SystemTime::now());
         if let Err(e) = writeln!(io::stdout().lock(), "{line}") {
             warn!("cannot write metrics to standard output: {e}");
         }
     }
 
-    fn line(&self, metrics: &Metrics, now: SystemTime) -> Value {
+    fn line(&self, metrics: &Metrics, counted: bool, now: SystemTime) -> Value {
+        let gauges = metrics.gauges();
+        let gauges = &gauges[..if counted { gauges.len() } else { gauges.len() - OF_WAITING_ROOMS }];
         let mut values = Map::new();
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         for (name, value) in metrics.counters() {
             let before = written.insert(name, value).unwrap_or_default();
             values.insert(name.to_owned(), (value - before).into());
         }
-        for (name, _, value) in metrics.gauges() {
-            values.insert(name.to_owned(), value.into());
+        for (name, _, value) in gauges {
+            values.insert((*name).to_owned(), (*value).into());
         }
         let counts = metrics.counters().into_iter().map(|(name, _)| json!({ "Name": name, "Unit": "Count" }));
-        let gauges = metrics.gauges().into_iter().map(|(name, unit, _)| json!({ "Name": name, "Unit": unit }));
+        let gauges = gauges.iter().map(|(name, unit, _)| json!({ "Name": name, "Unit": unit }));
         let since_1970 = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         values.insert("Service".to_owned(), self.settings.service.as_str().into());
         values.insert(
@@ -71,6 +74,9 @@ impl Emf {
         values.into()
     }
 }
+
+/// How many gauges come of counting rows in the database.
+const OF_WAITING_ROOMS: usize = 3;
 
 impl Metrics {
     fn counters(&self) -> [(&'static str, u64); 18] {
@@ -97,7 +103,7 @@ impl Metrics {
         .map(|(name, counter)| (name, counter.get()))
     }
 
-    /// With their units.
+    /// With their units; those of the waiting rooms last.
     fn gauges(&self) -> [(&'static str, &'static str, u64); 6] {
         let drift = self.check_identities();
         let waiting = |gauge: &prometheus_client::metrics::gauge::Gauge| gauge.get().unsigned_abs();
@@ -127,9 +133,9 @@ mod tests {
         let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_750_000_000_123);
         metrics.events_inserted.inc_by(5);
         metrics.oldest_orphan_age_seconds.set(77);
-        let first = emf.line(&metrics, at);
+        let first = emf.line(&metrics, true, at);
         metrics.events_inserted.inc_by(2);
-        let second = emf.line(&metrics, at);
+        let second = emf.line(&metrics, true, at);
 
         assert_eq!((&first["EventsInserted"], &second["EventsInserted"]), (&json!(5), &json!(2)));
         assert_eq!((&first["OldestOrphanAge"], &second["OldestOrphanAge"]), (&json!(77), &json!(77)));
@@ -139,9 +145,20 @@ mod tests {
     }
 
     #[test]
+    fn a_waiting_room_that_nobody_counted_is_left_out() {
+        let emf = Emf::new(EmfSettings { interval: Duration::ZERO, namespace: String::new(), service: String::new() });
+        let line = emf.line(&Metrics::default(), false, SystemTime::now());
+        let announced = line["_aws"]["CloudWatchMetrics"][0]["Metrics"].to_string();
+        for name in ["Orphans", "OldestOrphanAge", "QuarantinedBodies"] {
+            assert!(line.get(name).is_none() && !announced.contains(&format!("{name:?}")), "{line}");
+        }
+        assert_eq!(line["MessagesDrift"], 0);
+    }
+
+    #[test]
     fn every_metric_that_is_announced_has_a_value_and_the_other_way_round() {
         let emf = Emf::new(EmfSettings { interval: Duration::ZERO, namespace: String::new(), service: String::new() });
-        let line = emf.line(&Metrics::default(), SystemTime::now());
+        let line = emf.line(&Metrics::default(), true, SystemTime::now());
         let announced = line["_aws"]["CloudWatchMetrics"][0]["Metrics"].as_array().into_iter().flatten();
         let mut announced: Vec<&str> = announced.filter_map(|metric| metric["Name"].as_str()).collect();
         announced.sort_unstable();
