@@ -60,9 +60,11 @@ impl Iam {
         let region =
             region.ok_or_else(|| LoginError::for_good(format!("cannot tell the region of {host}: set AWS_REGION")))?;
         let credentials = timeout(CREDENTIALS, signer.credentials.provide_credentials()).await;
-        let credentials = credentials
-            .map_err(|_| LoginError::for_now("no credentials within 10 seconds"))?
-            .map_err(|e| LoginError::for_now(format!("no credentials for DATABASE_AUTH=iam: {e}")))?;
+        let credentials =
+            credentials.map_err(|_| LoginError::for_now("no credentials within 10 seconds"))?.map_err(|e| {
+                LoginError::for_credentials(&e)
+                    .unwrap_or_else(|| LoginError::for_now(format!("no AWS credentials yet: {e}")))
+            })?;
         let expires = credentials.expiry().map(|expires| expires - MARGIN);
         let text = signed(&credentials.into(), region, host, options.get_port(), user, now)
             .map_err(|e| LoginError::for_good(format!("{e:#}")))?;

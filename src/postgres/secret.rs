@@ -5,12 +5,12 @@ use std::time::Duration;
 use aws_config::{BehaviorVersion, Region, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_secretsmanager::{
     Client,
-    error::{DisplayErrorContext, ProvideErrorMetadata as _, SdkError},
+    error::{ProvideErrorMetadata, SdkError},
 };
 use serde::Deserialize;
 use tokio::sync::OnceCell;
 
-use super::login::LoginError;
+use super::login::{LoginError, causes};
 
 /// One attempt to read it, and all attempts. Somebody waits to log in meanwhile.
 const ATTEMPT: Duration = Duration::from_secs(3);
@@ -119,7 +119,7 @@ impl Source {
 
     fn explain<E, R>(&self, error: &SdkError<E, R>) -> LoginError
     where
-        E: std::error::Error + aws_sdk_secretsmanager::error::ProvideErrorMetadata + 'static,
+        E: std::error::Error + ProvideErrorMetadata + 'static,
         R: std::fmt::Debug + 'static,
     {
         match error.code() {
@@ -128,7 +128,11 @@ impl Source {
             )),
             Some(code) if FINAL.contains(&code) => self.wrong(code),
             Some(code) => LoginError::for_now(format!("cannot read the secret {}: {code}", self.id)),
-            None => LoginError::for_now(format!("cannot read the secret {}: {}", self.id, DisplayErrorContext(error))),
+            None => LoginError::for_credentials(error).unwrap_or_else(|| {
+                // The last cause says what really happened; those before it only pass it on.
+                let cause = causes(error).last().map(ToString::to_string).unwrap_or_default();
+                LoginError::for_now(format!("cannot read the secret {}: {cause}", self.id))
+            }),
         }
     }
 

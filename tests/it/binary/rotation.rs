@@ -57,6 +57,23 @@ async fn a_secret_that_is_not_there_is_final_and_named() {
     assert!(ended.err.contains("DATABASE_SECRET"), "{}", ended.err);
 }
 
+#[tokio::test]
+async fn missing_credentials_are_final_and_the_ways_to_give_them_are_told() {
+    for settings in [
+        [("DATABASE_SECRET", ARN), ("DATABASE_URL", "")],
+        [("DATABASE_AUTH", "iam"), ("DATABASE_URL", "postgres://me@db.eu-west-1.rds.amazonaws.com/none")],
+    ] {
+        let mut command = ses_ledger(["migrate", "status"]);
+        command.envs(settings).env("HOME", "/nonexistent").env("AWS_EC2_METADATA_DISABLED", "true");
+        let ended = end_of(command).await;
+        assert_eq!(ended.code, Some(69), "{settings:?}: {}", ended.err);
+        for word in ["AWS_ACCESS_KEY_ID", "AWS_PROFILE", "role"] {
+            assert!(ended.err.contains(word), "{settings:?}: not a word of {word}: {}", ended.err);
+        }
+        assert_eq!(ended.err.lines().count(), 1, "{}", ended.err);
+    }
+}
+
 fn user_of(url: &str) -> &str {
     url.split(['/', ':', '@']).nth(3).expect("the URL names a user")
 }
