@@ -3,15 +3,22 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Output,
     time::Duration,
 };
 
 use serde_json::Value;
 use ses_ledger::local::guard::{Guard, GuardSettings};
-use tokio::{net::TcpStream, process::Command, time::sleep};
+use tokio::{
+    net::TcpStream,
+    process::Command,
+    time::{sleep, timeout},
+};
 
 /// LocalStack and its stack take ten seconds, on an idle machine.
 const START: Duration = Duration::from_secs(240);
+/// Longer than the script itself waits for a mail's events.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mail_goes_through_the_local_pipeline_and_nothing_is_left_of_it() {
@@ -43,7 +50,7 @@ async fn a_mail_goes_through_the_local_pipeline_and_nothing_is_left_of_it() {
     let rows = ask(&state, &["sql", "SELECT string_agg(event_type, '+' ORDER BY event_type) FROM email_events"]).await;
     assert!(rows.contains("bounce+delivery+send"), "{rows}");
 
-    let again = local(&state, &["start"]).output().await.expect("Python runs");
+    let again = end_of(&state, &["start"]).await;
     assert!(String::from_utf8_lossy(&again.stderr).contains("it runs already"), "{again:?}");
 
     let noted: Value = serde_json::from_slice(&fs::read(&state).expect("it is noted")).expect("as JSON");
@@ -63,7 +70,7 @@ async fn a_mail_goes_through_the_local_pipeline_and_nothing_is_left_of_it() {
 #[tokio::test]
 async fn a_mail_needs_a_pipeline_that_runs() {
     let nowhere = Path::new("/no/such/folder/state.json");
-    let sent = local(nowhere, &["send"]).output().await.expect("Python runs");
+    let sent = end_of(nowhere, &["send"]).await;
     assert_eq!(sent.status.code(), Some(1));
     assert_eq!(String::from_utf8_lossy(&sent.stderr), "infra/local: it does not run: start it with infra/local\n");
 }
@@ -77,15 +84,16 @@ async fn says(guard: &Guard, text: &str) {
 
 /// What the script says to a command that has to succeed.
 async fn ask(state: &Path, arguments: &[&str]) -> String {
-    let output = local(state, arguments).output().await.expect("Python runs");
+    let output = end_of(state, arguments).await;
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn local(state: &Path, arguments: &[&str]) -> Command {
+/// Runs a command that ends by itself.
+async fn end_of(state: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new("python3");
     command.arg(root().join("infra/local")).arg("--state").arg(state).args(arguments).kill_on_drop(true);
-    command
+    timeout(PATIENCE, command.output()).await.expect("the command ends by itself").expect("Python runs")
 }
 
 /// Ends the script even if the test does not come to its end, and gives it a folder for what it writes.
