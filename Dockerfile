@@ -5,7 +5,6 @@
 #
 # The compiler runs on the machine that builds, whatever it builds for.
 FROM --platform=$BUILDPLATFORM docker.io/library/rust:1.95.0-slim-bookworm AS build
-ARG TARGETARCH
 WORKDIR /build
 
 # What writes the list of crates into the binary, and beside it.
@@ -16,6 +15,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
 # signed archive and leave nothing in the image.
 ENV CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER=x86_64-linux-gnu-gcc \
     CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+ARG TARGETARCH
 # hadolint ignore=DL3008
 RUN set -eu; \
     case "$TARGETARCH" in amd64) cpu=x86_64 gcc=gcc-x86-64 ;; arm64) cpu=aarch64 gcc=gcc-aarch64 ;; esac; \
@@ -43,7 +43,9 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     cargo cyclonedx --quiet --format json --spec-version 1.5 --target "$target" --override-filename ses-ledger.cdx; \
     mv ses-ledger.cdx.json /out/
 
-FROM gcr.io/distroless/cc-debian12:nonroot
+# The platform is named because buildah 1.28 would take the first stage's.
+# hadolint ignore=DL3065
+FROM --platform=$TARGETPLATFORM gcr.io/distroless/cc-debian12:nonroot
 LABEL org.opencontainers.image.title="ses-ledger" \
       org.opencontainers.image.description="The exact history of every email that an application sends through Amazon SES" \
       org.opencontainers.image.licenses="MIT OR Apache-2.0" \
