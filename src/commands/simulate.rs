@@ -24,7 +24,7 @@ use std::{
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use time::{OffsetDateTime, macros::datetime};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::datetime};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
@@ -109,7 +109,9 @@ async fn play(args: &SimulateArgs, scenario: &Scenario, stage: &Stage, screen: &
     let planned = scenario.planned(seed);
     let crew = Crew::start(args.launch(scenario, stage)?, scenario.workers).await.map_err(Failure::Away)?;
     let (sending, mischief, started) = (Sending::default(), Mischief::default(), Instant::now());
-    let recipe_tag = serde_json::to_value(&recipe).context("cannot write the recipe")?;
+    let mut recipe_tag = serde_json::to_value(&recipe).context("cannot write the recipe")?;
+    // A body may be in quarantine before the first log row is written.
+    recipe_tag["since"] = since.format(&Rfc3339).context("cannot write the time")?.into();
 
     let working = async {
         let messages = story.truth.messages;

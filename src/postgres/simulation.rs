@@ -13,7 +13,7 @@ use crate::local::story::MARK;
 /// The tag by which a simulation's log rows are known. Its value says how to make the same simulation up again.
 pub const TAG: &str = "ses_ledger_simulation";
 
-/// A simulation that has left rows behind: the value of its tag, and when its first row was written.
+/// A simulation that has left rows behind: the value of its tag, and when it began.
 #[derive(Clone, Debug)]
 pub struct Left {
     pub recipe: serde_json::Value,
@@ -70,7 +70,11 @@ pub async fn storing_times(postgres: &Postgres, logs: &[Uuid]) -> anyhow::Result
 /// # Errors
 /// If the database cannot be read.
 pub async fn left(postgres: &Postgres) -> anyhow::Result<Vec<Left>> {
-    let query = sqlx::query("SELECT tags -> $1, min(created_at) FROM email_logs WHERE tags ? $1 GROUP BY 1").bind(TAG);
+    let query = sqlx::query(
+        "SELECT tags -> $1, min(coalesce((tags -> $1 ->> 'since')::timestamptz, created_at))
+         FROM email_logs WHERE tags ? $1 GROUP BY 1",
+    )
+    .bind(TAG);
     let rows = query.fetch_all(postgres).await.context("cannot look for earlier simulations")?;
     rows.iter().map(|row| Ok(Left { recipe: row.try_get(0)?, since: row.try_get(1)? })).collect()
 }
