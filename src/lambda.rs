@@ -1,7 +1,7 @@
 //! The same decode, batch and store behind Lambda's event source mapping.
 //!
 //! There Lambda receives the messages and, after the answer, deletes all that the answer does not name as failed. So each
-//! invocation is a queue of its own that comes to an end: [`Handed`] hands out its messages, and what was not deleted from
+//! invocation is a queue of its own that comes to an end: `Handed` hands out its messages, and what was not deleted from
 //! it is what the answer names. Nothing is kept between invocations but the connections, and what was counted.
 
 use std::{

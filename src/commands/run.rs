@@ -135,7 +135,7 @@ pub async fn work(
 async fn serve(
     settings: &SqsSettings,
     stop: &CancellationToken,
-    start: impl Fn(Sqs) -> Arc<Worker<Sqs, Postgres>>,
+    start: impl Fn(Sqs) -> Served,
 ) -> Result<(), QueueError> {
     let queue = Sqs::new(settings).await.map_err(|e| QueueError::Fatal(format!("{e:#}")))?;
     let there = async {
@@ -268,7 +268,10 @@ fn say_goodbye(metrics: &Metrics) {
 
 /// All workers of the process, as the probes see them: one place for each queue, empty until the queue is there.
 #[derive(Default)]
-pub struct Workers(Mutex<Vec<Option<Arc<Worker<Sqs, Postgres>>>>>);
+pub struct Workers(Mutex<Vec<Option<Served>>>);
+
+/// A queue that is there.
+type Served = Arc<Worker<Sqs, Postgres>>;
 
 impl Workers {
     /// A place for another queue.
@@ -278,12 +281,12 @@ impl Workers {
         workers.len() - 1
     }
 
-    fn set(&self, place: usize, worker: Arc<Worker<Sqs, Postgres>>) -> Arc<Worker<Sqs, Postgres>> {
+    fn set(&self, place: usize, worker: Served) -> Served {
         self.all()[place] = Some(Arc::clone(&worker));
         worker
     }
 
-    fn all(&self) -> MutexGuard<'_, Vec<Option<Arc<Worker<Sqs, Postgres>>>>> {
+    fn all(&self) -> MutexGuard<'_, Vec<Option<Served>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
