@@ -60,7 +60,7 @@ const SHORT_TIMES: [(&str, &str); 8] = [
 ];
 
 /// The binary, with these arguments and next to nothing in its environment.
-fn ses_ledger<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
+pub(crate) fn ses_ledger<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ses-ledger"));
     command
         .args(arguments)
@@ -74,14 +74,14 @@ fn ses_ledger<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
 }
 
 /// What a finished run of the binary leaves behind.
-struct Ended {
-    code: Option<i32>,
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
     out: String,
     err: String,
 }
 
 /// Runs a command that ends by itself.
-async fn end_of(mut command: Command) -> Ended {
+pub(crate) async fn end_of(mut command: Command) -> Ended {
     let output = timeout(PATIENCE, command.output()).await.expect("the command ends by itself");
     let output = output.expect("the binary was built for this test");
     let text = |bytes| String::from_utf8(bytes).expect("the binary writes text");

@@ -3,7 +3,7 @@
 
 use std::{fs, path::PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::templates::{binary::SETTINGS, yaml};
 
@@ -64,6 +64,7 @@ fn the_worker_starts_when_all_is_there_and_has_the_time_to_end() {
     for name in ["localstack", "postgres", "worker"] {
         assert!(service(name)["healthcheck"]["test"].is_array(), "{name} is healthy when?");
     }
+    assert_eq!(worker["healthcheck"]["test"], json!(["CMD", "/usr/local/bin/ses-ledger", "health"]));
     let seconds = |time: &str| time.trim_end_matches('s').parse::<u32>().expect("seconds");
     let grace = SETTINGS["SHUTDOWN_GRACE"].as_deref().expect("it has a default");
     assert!(seconds(text(&worker["stop_grace_period"])) > seconds(grace));
