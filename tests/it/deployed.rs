@@ -13,7 +13,7 @@ use tokio::sync::OnceCell;
 use crate::{
     binary::{Running, end_of, ses_ledger, until},
     database::{self, Database},
-    localstack::{self, Stack, element, put_events, query},
+    localstack::{self, Stack, element, json_query, query},
 };
 
 /// What costs LocalStack time and is none of a worker's business.
@@ -44,7 +44,8 @@ async fn the_same_by_eventbridge_with_a_copy_for_the_shadow() {
     let shadow_worker = Running::start(&database.url, stack.output("ShadowQueueUrl"), &["--shadow"]).await;
 
     let event = |kind: &str| json!({"Source": "aws.ses", "DetailType": kind, "Detail": bounce()});
-    let answer = put_events(json!([event("Email Bounced"), event("Email Account Suspended")])).await;
+    let events = json!({"Entries": [event("Email Bounced"), event("Email Account Suspended")]});
+    let answer = json_query("events", "AWSEvents.PutEvents", &events).await;
     assert_eq!(answer["FailedEntryCount"], 0, "{answer}");
 
     for (schema, queue) in [("public", "QueueArn"), ("ses_ledger_shadow", "ShadowQueueArn")] {
@@ -84,7 +85,7 @@ async fn the_queues_are_as_the_template_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ses_may_publish_to_the_topic_and_the_key_is_its_own() {
+async fn ses_may_publish_to_the_topic() {
     let stack = as_it_is().await;
     let topic = [("TopicArn".to_owned(), stack.output("TopicArn").to_owned())];
     let answer = query("sns", "GetTopicAttributes", &topic).await;
@@ -98,6 +99,21 @@ async fn ses_may_publish_to_the_topic_and_the_key_is_its_own() {
     let [publisher] = publishers[..] else { panic!("only SES may publish: {policy}") };
     assert_eq!(publisher["Principal"], json!({"Service": "ses.amazonaws.com"}));
     assert_eq!(publisher["Condition"]["StringEquals"], json!({"aws:SourceAccount": "000000000000"}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ses_and_sns_may_use_the_key() {
+    let stack = as_it_is().await;
+    let key = json!({"KeyId": stack.output("KeyArn"), "PolicyName": "default"});
+    let answer = json_query("kms", "TrentService.GetKeyPolicy", &key).await;
+    let policy: Value = serde_json::from_str(text(&answer["Policy"])).expect("a policy is JSON");
+    for service in ["ses.amazonaws.com", "sns.amazonaws.com"] {
+        let mut own = statements(&policy).filter(|it| it["Effect"] == "Allow" && it["Principal"]["Service"] == service);
+        let own = own.next().unwrap_or_else(|| panic!("{service} may not use the key: {policy}"));
+        assert_eq!(own["Action"], json!(["kms:GenerateDataKey", "kms:Decrypt"]), "{service}");
+        let source = &own["Condition"]["ArnEquals"]["aws:SourceArn"];
+        assert!(source.is_null() || source == stack.output("TopicArn"), "{service} only for {source}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -222,6 +238,10 @@ fn parsed(attributes: &Attributes, name: QueueAttributeName) -> Value {
 
 fn statements(policy: &Value) -> impl Iterator<Item = &Value> {
     policy["Statement"].as_array().unwrap_or_else(|| panic!("no statements: {policy}")).iter()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_else(|| panic!("not a text: {value}"))
 }
 
 fn unescaped(xml: &str) -> String {

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, ffi::OsString, path::Path, time::Duration};
 
 use anyhow::{Result, bail};
-use serde_json::{Value, json};
+use serde_json::Value;
 use ses_ledger::local::guard::{Guard, GuardSettings, free_port};
 use tokio::{
     sync::OnceCell,
@@ -70,14 +70,15 @@ pub(crate) async fn query(service: &str, action: &str, parameters: &[(String, St
     ask(service, move |request| request.send_form(form)).await
 }
 
-/// One request in the protocol of EventBridge. Takes a list of events, and answers with JSON.
-pub(crate) async fn put_events(entries: Value) -> Value {
-    let body = json!({ "Entries": entries }).to_string();
-    let headers = [("Content-Type", "application/x-amz-json-1.1"), ("X-Amz-Target", "AWSEvents.PutEvents")];
-    let answer = ask("events", move |request| {
+/// One request in the protocol of EventBridge (`AWSEvents.PutEvents`) and KMS (`TrentService.GetKeyPolicy`). Takes JSON,
+/// and answers with it.
+pub(crate) async fn json_query(service: &str, target: &'static str, request: &Value) -> Value {
+    let body = request.to_string();
+    let headers = [("Content-Type", "application/x-amz-json-1.1"), ("X-Amz-Target", target)];
+    let answer = ask(service, move |request| {
         headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)).send(body)
     });
-    serde_json::from_str(&answer.await).expect("EventBridge answers with JSON")
+    serde_json::from_str(&answer.await).unwrap_or_else(|e| panic!("{service} does not answer with JSON: {e}"))
 }
 
 /// LocalStack checks no signature, but tells by it which service is meant.
