@@ -154,7 +154,7 @@ pub struct RunArgs {
 /// What `run` and `demo` share.
 #[derive(Args, Clone)]
 pub struct WorkerArgs {
-    /// AWS region [default: the one in each queue's URL]
+    /// AWS region, for queues whose URL does not tell theirs [default: none]
     #[arg(long, env = "AWS_REGION", value_name = "REGION", help_heading = "Queue")]
     pub region: Option<String>,
 

@@ -59,7 +59,7 @@ pub enum Access {
 pub struct SqsSettings {
     pub queue_url: String,
     pub access: Access,
-    /// Derived from the queue's URL if it is not given.
+    /// For a queue whose URL does not tell it.
     pub region: Option<String>,
     /// Another endpoint than AWS's own: LocalStack, ministack, the embedded one.
     pub endpoint_url: Option<String>,
@@ -90,8 +90,9 @@ impl Sqs {
     pub async fn new(settings: &SqsSettings) -> anyhow::Result<Self> {
         let url = &settings.queue_url;
         let local = settings.endpoint_url.as_deref().or(Some(url)).is_some_and(is_loopback);
+        // The URL first: ECS and Lambda set AWS_REGION to their own, and a queue may be in another.
         let region =
-            settings.region.clone().or_else(|| region_of(url)).or_else(|| local.then(|| "us-east-1".to_owned()));
+            region_of(url).or_else(|| settings.region.clone()).or_else(|| local.then(|| "us-east-1".to_owned()));
         let region = region.with_context(|| format!("cannot tell the region of the queue {url}: set AWS_REGION"))?;
         let name = arn_of(url, &region).unwrap_or_else(|| url.rsplit('/').next().unwrap_or(url).to_owned()).into();
         let endpoint = settings.endpoint_url.clone().or_else(|| endpoint_of(url));
@@ -514,6 +515,24 @@ mod tests {
         assert_eq!(arn("https://x/123456789012/q", "cn-north-1"), "arn:aws-cn:sqs:cn-north-1:123456789012:q");
         assert_eq!(arn("https://x/123456789012/q", "us-gov-west-1"), "arn:aws-us-gov:sqs:us-gov-west-1:123456789012:q");
         assert_eq!(arn_of("http://127.0.0.1:4566/queue/q", "us-east-1"), None);
+    }
+
+    #[tokio::test]
+    async fn the_region_of_the_queue_wins_over_that_of_the_surroundings() {
+        let name = async |queue_url: &str| {
+            let settings = SqsSettings {
+                queue_url: queue_url.to_owned(),
+                access: Access::Default,
+                region: Some("us-west-2".to_owned()),
+                endpoint_url: None,
+                receive_wait: Duration::from_secs(20),
+                visibility_timeout: Duration::from_secs(120),
+            };
+            Sqs::new(&settings).await.expect("a region is given").name().to_string()
+        };
+        let elsewhere = "https://sqs.eu-west-1.amazonaws.com/123456789012/q";
+        assert_eq!(name(elsewhere).await, "arn:aws:sqs:eu-west-1:123456789012:q");
+        assert_eq!(name("http://127.0.0.1:1/000000000000/q").await, "arn:aws:sqs:us-west-2:000000000000:q");
     }
 
     #[test]
