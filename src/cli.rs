@@ -232,6 +232,9 @@ pub struct WorkerArgs {
     pub emf_service: String,
 }
 
+/// How the names of queues end that a shadow may take from.
+pub const SHADOW_SUFFIX: &str = "-shadow";
+
 /// Where a shadow stores, unless it is told otherwise.
 const SHADOW_SCHEMA: &str = "ses_ledger_shadow";
 
@@ -277,7 +280,7 @@ impl RunArgs {
         self.worker.check()?;
         if self.shadow {
             self.database.database_schema.get_or_insert_with(|| SHADOW_SCHEMA.to_owned());
-            if let Some(queue) = self.queue_url.iter().find(|queue| !queue.url.ends_with("-shadow")) {
+            if let Some(queue) = self.queue_url.iter().find(|queue| !queue.url.ends_with(SHADOW_SUFFIX)) {
                 return Err(format!(
                     "SHADOW (--shadow) takes no queue whose name does not end in -shadow: what it takes from {} would be \
                      missing in the pipeline that is there",

@@ -23,6 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info};
 
 use crate::{
+    cli::SHADOW_SUFFIX,
     metrics::{Metrics, emf::Emf},
     pipeline::{
         self, PipelineSettings, Queue, QueueError, Shutdown, Worker,
@@ -44,6 +45,8 @@ pub struct Function {
     upkeep: UpkeepSettings,
     metrics: Arc<Metrics>,
     emf: Option<Emf>,
+    /// Only queues of copies are its business.
+    shadow: bool,
     /// The schema was looked at, and is what we need.
     checked: OnceCell<()>,
 }
@@ -88,13 +91,19 @@ struct Attributes {
 }
 
 impl Function {
-    /// Connects nothing yet.
-    pub fn new(postgres: Postgres, pipeline: PipelineSettings, upkeep: UpkeepSettings, emf: Option<Emf>) -> Self {
+    /// Connects nothing yet. A shadow takes no queue whose name does not end in `-shadow`.
+    pub fn new(
+        postgres: Postgres,
+        pipeline: PipelineSettings,
+        upkeep: UpkeepSettings,
+        emf: Option<Emf>,
+        shadow: bool,
+    ) -> Self {
         let metrics = Arc::new(Metrics::default());
         let postgres = postgres.counting(metrics.orphans_attached.clone());
         // One invocation is one poller: Lambda itself runs several at once.
         let pipeline = PipelineSettings { pollers: 1, ..pipeline };
-        Self { postgres, pipeline, upkeep, metrics, emf, checked: OnceCell::new() }
+        Self { postgres, pipeline, upkeep, metrics, emf, shadow, checked: OnceCell::new() }
     }
 
     /// Answers invocations, one after the other, for as long as Lambda lets it.
@@ -151,7 +160,14 @@ impl Function {
             }
         };
         for queue in Handed::by_queue(records) {
-            let queue = if ready { self.store_queue(queue, until).await } else { queue };
+            let is_ours = !self.shadow || queue.arn.ends_with(SHADOW_SUFFIX);
+            if !is_ours {
+                error!(
+                    "SHADOW takes no queue whose name does not end in {SHADOW_SUFFIX}: {} stays as it is",
+                    queue.arn
+                );
+            }
+            let queue = if ready && is_ours { self.store_queue(queue, until).await } else { queue };
             failed.batch_item_failures.extend(queue.left().map(|item_identifier| FailedItem { item_identifier }));
         }
         failed

@@ -43,7 +43,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let postgres = Postgres::new(&args.database.settings())?;
     if args.aws_lambda_runtime_api.is_some() {
         let emf = args.worker.emf().map(Emf::new);
-        Function::new(postgres, args.worker.pipeline(), args.worker.upkeep(), emf).serve().await?;
+        Function::new(postgres, args.worker.pipeline(), args.worker.upkeep(), emf, args.shadow).serve().await?;
         return Ok(ExitCode::SUCCESS);
     }
     let shutdown = Shutdown::default();

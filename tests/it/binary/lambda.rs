@@ -30,7 +30,8 @@ impl Function {
         let api = LambdaApi::start().await.expect("a port is free");
         let mut command = ses_ledger(["run"]);
         command.envs(api.environment()).env("LOG_FORMAT", "json").env("DATABASE_URL", &database.url);
-        command.envs(settings.iter().copied());
+        // As in the template: a function has one connection.
+        command.env("DATABASE_CONNECTIONS", "1").envs(settings.iter().copied());
         Self { running: Running::watch(command), api }
     }
 
@@ -219,4 +220,26 @@ async fn without_a_database_everything_is_given_back() {
         assert_eq!(function.failed(event([good.as_str(), &good]), Duration::from_secs(5)).await, [0, 1]);
     }
     assert!(!function.running.log().contains("secret"), "{}", function.running.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shadow_takes_nothing_from_the_queue_of_the_pipeline_that_is_there() {
+    let database = database::fresh().await;
+    let function = Function::start(&database, &[("SHADOW", "true"), ("DATABASE_SCHEMA", "public")]).await;
+    let good = send_event("0100019f30000004-good");
+    assert_eq!(function.failed(event([good.as_str(), &good]), MINUTE).await, [0, 1]);
+    assert_eq!(database.number("SELECT count(*) FROM orphaned_events").await, 0);
+    let copies = format!("{QUEUE_ARN}-shadow");
+    let copy = sqs_event([Record { message_id: "message-0", body: &good, queue_arn: &copies }]);
+    assert_eq!(function.failed(copy, MINUTE).await, [0; 0]);
+    assert_eq!(database.text("SELECT queue FROM orphaned_events").await, copies);
+}
+
+/// Behind RDS Proxy, as far as one connection and its rules go: tests/it/binary/pooled.rs has a real pooler.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_connection_by_the_rules_of_a_pooler_is_enough() {
+    let (database, story) = (database::fresh().await, story(35, 100));
+    let function = Function::start(&database, &[("DATABASE_POOLER", "transaction")]).await;
+    play_by_invocations(&function, &database, &story, 100).await;
+    assert_exact(&database, &story.truth).await;
 }
