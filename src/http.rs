@@ -1,4 +1,4 @@
-//! `/livez`, `/readyz` and `/metrics` on one port.
+//! `/livez`, `/readyz` and `/metrics` on one port: serving them, and asking a worker for them.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -10,7 +10,10 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
@@ -47,6 +50,29 @@ pub async fn serve<H: Health>(
         }
     });
     Ok(address)
+}
+
+/// What a worker answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    pub body: String,
+}
+
+/// Asks the worker that serves at this address. Waits as long as it takes.
+///
+/// # Errors
+/// If nobody is there, or the answer is none of HTTP's.
+pub async fn ask(address: &str, path: &str) -> anyhow::Result<Answer> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let parts =
+        answer.split_once("\r\n\r\n").and_then(|(head, body)| Some((head.split(' ').nth(1)?.parse().ok()?, body)));
+    let (status, body) = parts.context("cannot read the answer")?;
+    Ok(Answer { status, body: body.to_owned() })
 }
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

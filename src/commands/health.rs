@@ -6,12 +6,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    time::timeout,
-};
+use anyhow::{Context as _, ensure};
+use tokio::time::timeout;
+
+use crate::http;
 
 /// A worker that moves on answers at once.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -30,20 +28,10 @@ pub struct Args {
 /// If the worker is not there, does not answer in time, or says that it is stuck.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let address = reachable(args.http_address);
-    let answer = timeout(PATIENCE, ask(address)).await.context("no answer in time")?;
+    let answer = timeout(PATIENCE, http::ask(&address.to_string(), "/livez")).await.context("no answer in time")?;
     let answer = answer.with_context(|| format!("cannot ask the worker at {address} (HTTP_ADDRESS)"))?;
-    if !answer.starts_with("HTTP/1.1 200 ") {
-        bail!("{}", answer.split("\r\n\r\n").nth(1).unwrap_or("the worker's answer cannot be read").trim());
-    }
+    ensure!(answer.status == 200, "{}", answer.body.trim());
     Ok(ExitCode::SUCCESS)
-}
-
-async fn ask(address: SocketAddr) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(address).await?;
-    stream.write_all(b"GET /livez HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n").await?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await?;
-    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 /// A worker that listens on all addresses is asked on the loopback one.

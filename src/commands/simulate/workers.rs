@@ -13,11 +13,12 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
-    net::TcpStream,
+    io::{AsyncBufReadExt as _, BufReader},
     process::{Child, ChildStderr, Command},
     time::{Instant, sleep, timeout},
 };
+
+use crate::http;
 
 /// How long a worker may take until it receives, and until it has left.
 const START: Duration = Duration::from_secs(60);
@@ -159,8 +160,8 @@ impl Crew {
             .collect();
         for (process, address) in &addresses {
             // One that is being killed does not answer.
-            if let Ok(Ok(page)) = timeout(PAGE, read_page(address)).await {
-                self.keep(*process, page);
+            if let Ok(Ok(page)) = timeout(PAGE, http::ask(address, "/metrics")).await {
+                self.keep(*process, Page::read(&page.body));
             }
         }
         let memory: Option<u64> = addresses.iter().map(|(process, _)| resident_memory(*process)).sum();
@@ -330,16 +331,6 @@ async fn listen(log: ChildStderr, heard: Arc<Mutex<Heard>>) {
         }
         heard.last_lines.push_back(message.to_owned());
     }
-}
-
-async fn read_page(address: &str) -> anyhow::Result<Page> {
-    let mut stream = TcpStream::connect(address).await?;
-    let request = format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    let (_, body) = answer.split_once("\r\n\r\n").context("cannot read the answer")?;
-    Ok(Page::read(body))
 }
 
 /// In KiB; `None` where there is no `/proc`.
