@@ -3,6 +3,7 @@
 #![recursion_limit = "256"]
 // The modules in the order in which the data passes them.
 
+mod aws;
 pub mod lambda;
 pub mod sqs;
 

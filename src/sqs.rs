@@ -23,11 +23,14 @@ use futures_util::{StreamExt as _, stream};
 use tokio::time::timeout;
 
 use self::direct::{Direct, Endpoint};
-use crate::pipeline::{
-    Queue, QueueError,
-    ack::Deleted,
-    receive::{Delivery, Receipt},
-    store::Committed,
+use crate::{
+    aws::{GIVE_CREDENTIALS, innermost, lacks_credentials},
+    pipeline::{
+        Queue, QueueError,
+        ack::Deleted,
+        receive::{Delivery, Receipt},
+        store::Committed,
+    },
 };
 
 /// SQS takes at most so many entries in one request.
@@ -329,13 +332,8 @@ impl Sqs {
         {
             return QueueError::Fatal(format!("AWS does not accept the credentials for the queue {name} ({code})"));
         }
-        if let SdkError::DispatchFailure(e) = error
-            && e.as_connector_error().is_some_and(|e| innermost(e).starts_with("no credentials found"))
-        {
-            return QueueError::Fatal(format!(
-                "there are no AWS credentials for the queue {name}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or \
-                 AWS_PROFILE, or give the container or the machine a role"
-            ));
+        if lacks_credentials(error) {
+            return QueueError::Fatal(format!("there are no AWS credentials for the queue {name}: {GIVE_CREDENTIALS}"));
         }
         // The SDK's context names the request's parts, so only service errors are shown with their message.
         QueueError::Transient(match error {
@@ -478,15 +476,6 @@ fn is_denied(code: &str) -> bool {
 
 fn is_about_handle(code: &str) -> bool {
     ["ReceiptHandle", "InvalidParameterValue", "InvalidIdFormat"].iter().any(|c| code.contains(c))
-}
-
-/// The last cause says what really happened; those before it only pass it on.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut cause = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
 }
 
 #[cfg(test)]

@@ -8,14 +8,12 @@ mod tests;
 
 use std::{
     error::Error,
-    iter::successors,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use anyhow::Context as _;
-use aws_credential_types::provider::error::CredentialsError;
 use sqlx::{ConnectOptions as _, PgPool, postgres::PgConnectOptions};
 use tokio::sync::Mutex;
 use tracing::{info, warn};
@@ -28,6 +26,7 @@ use super::{
     session::Settings,
     tls,
 };
+use crate::aws::{GIVE_CREDENTIALS, lacks_credentials};
 
 /// New credentials are asked for once in so long at most, however often a login is refused.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
@@ -90,15 +89,8 @@ impl LoginError {
 
     /// If it comes from there being no AWS credentials at all.
     pub(super) fn for_credentials(error: &(dyn Error + 'static)) -> Option<Self> {
-        let missing = |cause: &&(dyn Error + 'static)| {
-            matches!(cause.downcast_ref(), Some(CredentialsError::CredentialsNotLoaded(_)))
-        };
-        causes(error).find(missing).map(|_| {
-            Self::for_good(
-                "there are no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the \
-                 container or the machine a role",
-            )
-        })
+        let lacking = || Self::for_good(format!("there are no AWS credentials: {GIVE_CREDENTIALS}"));
+        lacks_credentials(error).then(lacking)
     }
 }
 
@@ -255,11 +247,6 @@ impl Target {
         }
         tls::settle(options, &self.wishes)
     }
-}
-
-/// The error and what it comes from, the last cause last.
-pub(super) fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    successors(Some(error), |&error| error.source())
 }
 
 fn is_past(asked_at: SystemTime, now: SystemTime) -> bool {

@@ -10,7 +10,8 @@ use aws_sdk_secretsmanager::{
 use serde::Deserialize;
 use tokio::sync::OnceCell;
 
-use super::login::{LoginError, causes};
+use super::login::LoginError;
+use crate::aws::innermost;
 
 /// One attempt to read it, and all attempts. Somebody waits to log in meanwhile.
 const ATTEMPT: Duration = Duration::from_secs(3);
@@ -129,9 +130,7 @@ impl Source {
             Some(code) if FINAL.contains(&code) => self.wrong(code),
             Some(code) => LoginError::for_now(format!("cannot read the secret {}: {code}", self.id)),
             None => LoginError::for_credentials(error).unwrap_or_else(|| {
-                // The last cause says what really happened; those before it only pass it on.
-                let cause = causes(error).last().map(ToString::to_string).unwrap_or_default();
-                LoginError::for_now(format!("cannot read the secret {}: {cause}", self.id))
+                LoginError::for_now(format!("cannot read the secret {}: {}", self.id, innermost(error)))
             }),
         }
     }
