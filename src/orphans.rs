@@ -28,14 +28,8 @@ pub struct Turns(Uuid);
 /// # Errors
 /// As for [`Postgres::sweep`].
 pub async fn sweep_all(postgres: &Postgres) -> Result<u64, StoreError> {
-    sweep_after(postgres, Uuid::nil()).await
-}
-
-async fn sweep_after(postgres: &Postgres, mut after: Uuid) -> Result<u64, StoreError> {
     let mut attached = 0;
-    while let Some(last) = next_slice(postgres, after, &mut attached).await? {
-        after = last;
-    }
+    sweep_after(postgres, Uuid::nil(), None, &mut attached).await?;
     Ok(attached)
 }
 
@@ -44,14 +38,7 @@ async fn sweep_after(postgres: &Postgres, mut after: Uuid) -> Result<u64, StoreE
 /// # Errors
 /// As for [`Postgres::sweep`]. `attached` then holds how many have found their mail until then.
 pub async fn sweep_until(postgres: &Postgres, until: Instant, attached: &mut u64) -> Result<bool, StoreError> {
-    let mut after = Uuid::nil();
-    while let Some(last) = next_slice(postgres, after, attached).await? {
-        after = last;
-        if Instant::now() >= until {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+    sweep_after(postgres, Uuid::nil(), Some(until), attached).await
 }
 
 /// Sweeps all young orphans, and the next slices of the older ones. Returns how many found their mail.
@@ -60,7 +47,8 @@ pub async fn sweep_until(postgres: &Postgres, until: Instant, attached: &mut u64
 /// As for [`Postgres::sweep`].
 pub async fn sweep(postgres: &Postgres, turns: &mut Turns) -> Result<u64, StoreError> {
     let young = floor(OffsetDateTime::now_utc() - YOUNG);
-    let mut attached = sweep_after(postgres, young).await?;
+    let mut attached = 0;
+    sweep_after(postgres, young, None, &mut attached).await?;
     for _ in 0..OLD_SLICES {
         match next_slice(postgres, turns.0, &mut attached).await? {
             Some(last) if last < young => turns.0 = last,
@@ -71,6 +59,21 @@ pub async fn sweep(postgres: &Postgres, turns: &mut Turns) -> Result<u64, StoreE
         }
     }
     Ok(attached)
+}
+
+async fn sweep_after(
+    postgres: &Postgres,
+    mut after: Uuid,
+    until: Option<Instant>,
+    attached: &mut u64,
+) -> Result<bool, StoreError> {
+    while let Some(last) = next_slice(postgres, after, attached).await? {
+        after = last;
+        if until.is_some_and(|until| Instant::now() >= until) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// One slice. An orphan that the database refuses to attach is found by smaller and smaller slices, and passed over.

@@ -73,12 +73,8 @@ pub async fn once(
     let partitions = postgres.ensure_partitions(MONTHS_AHEAD).await?;
     let mut done = Done { partitions, ..Done::default() };
     let swept = orphans::sweep_until(postgres, until, &mut done.attached).await?;
-    let emptied = match settings.retention_payload {
-        Some(age) => empty_until(postgres, age, until, &mut done.emptied).await?,
-        None => true,
-    };
-    metrics.retention_runs.inc();
-    done.complete = swept && emptied;
+    let retained = retain(postgres, settings.retention_payload, metrics, until, &mut done.emptied).await?;
+    done.complete = swept && retained;
     Ok(done)
 }
 
@@ -118,17 +114,13 @@ async fn look_after_tables(postgres: &Postgres, retention: Option<Duration>, met
             Ok(made) => info!("made {made} monthly partitions"),
             Err(e) => warn!("{e:#}"),
         }
-        let mut emptied = 0;
-        let outcome = match retention {
-            Some(age) => empty_until(postgres, age, Instant::now() + SELDOM, &mut emptied).await.map(drop),
-            None => Ok(()),
-        };
+        let (mut emptied, until) = (0, Instant::now() + SELDOM);
+        let outcome = retain(postgres, retention, metrics, until, &mut emptied).await;
         if emptied > 0 {
             info!("emptied {emptied} payloads that were older than RETENTION_PAYLOAD");
         }
-        match outcome {
-            Ok(()) => _ = metrics.retention_runs.inc(),
-            Err(e) => warn!("{e:#}"),
+        if let Err(e) = outcome {
+            warn!("{e:#}");
         }
     }
 }
@@ -144,7 +136,22 @@ async fn count_on_and_on(postgres: &Postgres, metrics: &Metrics) -> Infallible {
     }
 }
 
-/// Says whether it came to an end.
+/// Lets go of what is too old, if anything ever is. Says whether it came to an end; that it ran without a fault is counted.
+async fn retain(
+    postgres: &Postgres,
+    payload: Option<Duration>,
+    metrics: &Metrics,
+    until: Instant,
+    emptied: &mut u64,
+) -> anyhow::Result<bool> {
+    let complete = match payload {
+        Some(age) => empty_until(postgres, age, until, emptied).await?,
+        None => true,
+    };
+    metrics.retention_runs.inc();
+    Ok(complete)
+}
+
 async fn empty_until(postgres: &Postgres, age: Duration, until: Instant, emptied: &mut u64) -> anyhow::Result<bool> {
     while Instant::now() < until {
         let Emptied { payloads, finished } = empty_payloads(postgres, age, SLICE).await?;
