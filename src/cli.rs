@@ -282,7 +282,7 @@ impl RunArgs {
             self.database.database_schema.get_or_insert_with(|| SHADOW_SCHEMA.to_owned());
             if let Some(queue) = self.queue_url.iter().find(|queue| !queue.url.ends_with(SHADOW_SUFFIX)) {
                 return Err(format!(
-                    "SHADOW (--shadow) takes no queue whose name does not end in -shadow: what it takes from {} would be \
+                    "SHADOW (--shadow) takes no queue whose name does not end in {SHADOW_SUFFIX}: what it takes from {} would be \
                      missing in the pipeline that is there",
                     queue.url
                 ));

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use futures_util::{FutureExt as _, TryFutureExt as _};
 use lambda_runtime::{LambdaEvent, service_fn};
 use serde::{Deserialize, Serialize};
@@ -113,7 +113,7 @@ impl Function {
     pub async fn serve(self) -> anyhow::Result<()> {
         let function = &self;
         let handler = service_fn(|event: LambdaEvent<Value>| {
-            let left = Duration::from_millis(event.context.deadline).saturating_sub(since_1970());
+            let left = event.context.deadline().duration_since(SystemTime::now()).unwrap_or_default();
             function.invoke(event.payload, left).map_err(|e| format!("{e:#}")).boxed()
         });
         lambda_runtime::run(handler)
@@ -148,17 +148,11 @@ impl Function {
 
     async fn store(&self, records: Vec<Record>, until: Instant) -> Failed {
         let mut failed = Failed::default();
-        let ready = match timeout_at(until, self.check_schema()).await {
-            Ok(Ok(())) => true,
-            Ok(Err(e)) => {
-                error!("{e:#}: {} messages go back to the queue", records.len());
-                false
-            }
-            Err(_) => {
-                error!("the database does not answer: {} messages go back to the queue", records.len());
-                false
-            }
-        };
+        let checked = timeout_at(until, self.check_schema()).await;
+        let checked = checked.unwrap_or_else(|_| Err(anyhow!("the database does not answer")));
+        if let Err(e) = &checked {
+            error!("{e:#}: {} messages go back to the queue", records.len());
+        }
         for queue in Handed::by_queue(records) {
             let is_ours = !self.shadow || queue.arn.ends_with(SHADOW_SUFFIX);
             if !is_ours {
@@ -167,14 +161,15 @@ impl Function {
                     queue.arn
                 );
             }
-            let queue = if ready && is_ours { self.store_queue(queue, until).await } else { queue };
-            failed.batch_item_failures.extend(queue.left().map(|item_identifier| FailedItem { item_identifier }));
+            let left = if checked.is_ok() && is_ours { self.store_queue(queue, until).await } else { queue.left() };
+            let items = left.into_iter().map(|item_identifier| FailedItem { item_identifier });
+            failed.batch_item_failures.extend(items);
         }
         failed
     }
 
-    /// Stores the messages of one queue, until the time is up.
-    async fn store_queue(&self, queue: Handed, until: Instant) -> Handed {
+    /// Stores the messages of one queue, until the time is up. Says which are left.
+    async fn store_queue(&self, queue: Handed, until: Instant) -> Vec<String> {
         let shutdown = Shutdown::default();
         let worker = Worker::new(
             queue,
@@ -191,7 +186,7 @@ impl Function {
         if let Err(e) = pipeline::drain(&worker).await {
             error!("{e}");
         }
-        Handed::clone(&worker.queue)
+        worker.queue.left()
     }
 
     /// What a worker does beside its queue: attaches orphans, makes partitions, lets go of what is too old.
@@ -214,11 +209,10 @@ impl Function {
     }
 }
 
-/// The messages of one queue that an invocation was given. Its clones are the same.
-#[derive(Clone)]
+/// The messages of one queue that an invocation was given.
 struct Handed {
     arn: Arc<str>,
-    messages: Arc<Mutex<Messages>>,
+    messages: Mutex<Messages>,
 }
 
 #[derive(Default)]
@@ -235,7 +229,7 @@ impl Handed {
         for record in records {
             let known = queues.iter().position(|queue| queue.arn == record.queue_arn);
             let known = known.unwrap_or_else(|| {
-                queues.push(Self { arn: Arc::clone(&record.queue_arn), messages: Arc::default() });
+                queues.push(Self { arn: Arc::clone(&record.queue_arn), messages: Mutex::default() });
                 queues.len() - 1
             });
             queues[known].messages().add(record);
@@ -244,8 +238,8 @@ impl Handed {
     }
 
     /// What was not deleted.
-    fn left(&self) -> impl Iterator<Item = String> + use<> {
-        std::mem::take(&mut self.messages().left).into_iter().flatten()
+    fn left(&self) -> Vec<String> {
+        self.messages().left.iter().flatten().cloned().collect()
     }
 
     fn messages(&self) -> MutexGuard<'_, Messages> {
@@ -296,8 +290,4 @@ impl Queue for Handed {
 fn is_reminder(event: &Value) -> bool {
     let says = |key: &str, value: &str| event.get(key).and_then(Value::as_str) == Some(value);
     says("source", "aws.events") || says("source", "aws.scheduler") || says("ses_ledger", "maintain")
-}
-
-fn since_1970() -> Duration {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }

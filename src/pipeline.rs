@@ -272,7 +272,9 @@ async fn poll<Q: Queue, S: Store>(worker: &Worker<Q, S>, beat: &Beat) -> Result<
     let mut pace = receive::Pace::default();
     while !worker.shutdown.stop.is_cancelled() {
         let batch = receive::gather(worker, beat, &mut pace).await?;
-        settle(worker, beat, batch).await?;
+        if !batch.is_empty() {
+            settle(worker, beat, batch).await?;
+        }
     }
     Ok(())
 }
@@ -293,16 +295,11 @@ pub async fn drain<Q: Queue, S: Store>(worker: &Worker<Q, S>) -> Result<(), Queu
 }
 
 async fn settle<Q: Queue, S: Store>(worker: &Worker<Q, S>, beat: &Beat, batch: Batch) -> Result<(), QueueError> {
-    if batch.is_empty() {
-        return Ok(());
-    }
     match store::commit(worker, beat, batch).await {
-        Stored::Committed(committed) => ack::delete(worker, beat, committed).await,
-        Stored::GaveUp(batch) => {
-            ack::release(worker, beat, batch).await;
-            Ok(())
-        }
+        Stored::Committed(committed) => ack::delete(worker, beat, committed).await?,
+        Stored::GaveUp(batch) => ack::release(worker, beat, batch).await,
     }
+    Ok(())
 }
 
 /// Ever longer delays, never in step with the other pollers', without end.

@@ -45,19 +45,16 @@ impl Emf {
     }
 
     fn line(&self, metrics: &Metrics, counted: bool, now: SystemTime) -> Value {
-        let gauges = metrics.gauges();
-        let gauges = &gauges[..if counted { gauges.len() } else { gauges.len() - OF_WAITING_ROOMS }];
-        let mut values = Map::new();
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        for (name, value) in metrics.counters() {
-            let before = written.insert(name, value).unwrap_or_default();
-            values.insert(name.to_owned(), (value - before).into());
+        let increase = |(name, value)| (name, "Count", value - written.insert(name, value).unwrap_or_default());
+        let mut figures = Vec::from_iter(metrics.counters().map(increase));
+        figures.extend(metrics.gauges());
+        if counted {
+            figures.extend(metrics.waiting_rooms());
         }
-        for (name, _, value) in gauges {
-            values.insert((*name).to_owned(), (*value).into());
-        }
-        let counts = metrics.counters().into_iter().map(|(name, _)| json!({ "Name": name, "Unit": "Count" }));
-        let gauges = gauges.iter().map(|(name, unit, _)| json!({ "Name": name, "Unit": unit }));
+        let mut values: Map<String, Value> =
+            figures.iter().map(|(name, _, value)| ((*name).to_owned(), (*value).into())).collect();
+        let announced = figures.iter().map(|(name, unit, _)| json!({ "Name": name, "Unit": unit }));
         let since_1970 = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         values.insert("Service".to_owned(), self.settings.service.as_str().into());
         values.insert(
@@ -67,7 +64,7 @@ impl Emf {
                 "CloudWatchMetrics": [{
                     "Namespace": self.settings.namespace,
                     "Dimensions": [["Service"]],
-                    "Metrics": counts.chain(gauges).collect::<Vec<_>>(),
+                    "Metrics": announced.collect::<Vec<_>>(),
                 }],
             }),
         );
@@ -75,8 +72,8 @@ impl Emf {
     }
 }
 
-/// How many gauges come of counting rows in the database.
-const OF_WAITING_ROOMS: usize = 3;
+/// Name, unit and value.
+type Figure = (&'static str, &'static str, u64);
 
 impl Metrics {
     fn counters(&self) -> [(&'static str, u64); 18] {
@@ -103,17 +100,21 @@ impl Metrics {
         .map(|(name, counter)| (name, counter.get()))
     }
 
-    /// With their units; those of the waiting rooms last.
-    fn gauges(&self) -> [(&'static str, &'static str, u64); 6] {
+    fn gauges(&self) -> [Figure; 3] {
         let drift = self.check_identities();
-        let waiting = |gauge: &prometheus_client::metrics::gauge::Gauge| gauge.get().unsigned_abs();
         [
-            ("MessagesInHand", "Count", waiting(&self.messages_in_hand)),
+            ("MessagesInHand", "Count", self.messages_in_hand.get().unsigned_abs()),
             ("MessagesDrift", "Count", drift.messages.unsigned_abs()),
             ("EventsDrift", "Count", drift.events.unsigned_abs()),
-            ("Orphans", "Count", waiting(&self.orphans)),
-            ("OldestOrphanAge", "Seconds", waiting(&self.oldest_orphan_age_seconds)),
-            ("QuarantinedBodies", "Count", waiting(&self.quarantined_bodies)),
+        ]
+    }
+
+    /// The gauges that come of counting rows in the database.
+    fn waiting_rooms(&self) -> [Figure; 3] {
+        [
+            ("Orphans", "Count", self.orphans.get().unsigned_abs()),
+            ("OldestOrphanAge", "Seconds", self.oldest_orphan_age_seconds.get().unsigned_abs()),
+            ("QuarantinedBodies", "Count", self.quarantined_bodies.get().unsigned_abs()),
         ]
     }
 }
