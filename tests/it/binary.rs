@@ -149,11 +149,16 @@ impl Running {
         }
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    /// Where it serves its probes.
+    async fn address(&self) -> String {
         self.says("probes and metrics at http://").await;
         let log = self.log();
         let address = log.split("probes and metrics at http://").nth(1).and_then(|rest| rest.split('/').next());
-        let mut stream = TcpStream::connect(address.expect("the log names it")).await.expect("the probes are served");
+        address.expect("the log names it").to_owned()
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        let mut stream = TcpStream::connect(self.address().await).await.expect("the probes are served");
         let request = format!("GET {path} HTTP/1.1\r\nHost: probe\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.expect("the probes take requests");
         let mut answer = String::new();

@@ -37,9 +37,7 @@ async fn health_says_whether_the_worker_moves_on() {
     let (database, queue) = (database::fresh().await, Queue::start().await);
     let running = Running::start(&database.url, &queue.url, &[]).await;
     running.answers("/livez", 200, "ok\n").await;
-    let log = running.log();
-    let address = log.split("probes and metrics at http://").nth(1).and_then(|rest| rest.split('/').next());
-    let address = address.expect("the log names it").to_owned();
+    let address = running.address().await;
     let healthy = end_of(ses_ledger(["health", "--http-address", &address])).await;
     assert_eq!((healthy.code, healthy.err.as_str()), (Some(0), ""));
     running.stop().await;
