@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::format_description};
 
 use crate::{
     commands::{decode, demo::DemoArgs, health, migrate::MigrateArgs, simulate::SimulateArgs},
@@ -115,6 +116,37 @@ pub struct DatabaseArgs {
     /// How long a statement may take before the database ends it; shorter than STORE_TIMEOUT
     #[arg(long, env, default_value = "10s", value_parser = duration, value_name = "TIME", help_heading = "Database")]
     pub statement_timeout: Duration,
+}
+
+/// Which queues, for those who ask about them.
+#[derive(Args, Clone)]
+pub struct QueueArgs {
+    /// Queues to ask about, as for `run`; several with commas between them [default: none is asked]
+    #[arg(long, env, value_delimiter = ',', value_name = "URL", help_heading = "Queue", value_parser = queue)]
+    pub queue_url: Vec<QueueAddress>,
+
+    /// AWS region, for queues whose URL does not tell theirs [default: none]
+    #[arg(long, env = "AWS_REGION", value_name = "REGION", help_heading = "Queue")]
+    pub region: Option<String>,
+
+    /// Where AWS is, for LocalStack and the like [default: AWS, or the queue URL's own host]
+    #[arg(long, env = "AWS_ENDPOINT_URL", value_name = "URL", help_heading = "Queue")]
+    pub endpoint_url: Option<String>,
+}
+
+impl QueueArgs {
+    /// How to reach each of the queues; none of them is received from.
+    pub fn sqs(&self) -> Vec<SqsSettings> {
+        let settings = |queue: &QueueAddress| SqsSettings {
+            queue_url: queue.url.clone(),
+            access: queue.access.clone(),
+            region: self.region.clone(),
+            endpoint_url: self.endpoint_url.clone(),
+            receive_wait: Duration::ZERO,
+            visibility_timeout: Duration::ZERO,
+        };
+        self.queue_url.iter().map(settings).collect()
+    }
 }
 
 /// Settings of the worker.
@@ -318,7 +350,13 @@ impl DatabaseArgs {
             connections: self.database_connections,
             statement_timeout: self.statement_timeout,
             schema: given(&self.database_schema),
+            read_only: false,
         }
+    }
+
+    /// How to ask it, without being able to change anything.
+    pub fn reader(&self) -> PostgresSettings {
+        PostgresSettings { read_only: true, ..self.settings() }
     }
 
     pub(crate) fn check(&self) -> Result<(), String> {
@@ -543,6 +581,16 @@ fn is_queue_url(url: &str) -> bool {
     place
         .and_then(|place| place.split_once('/'))
         .is_some_and(|(host, path)| !host.is_empty() && path.split('/').all(|part| !part.is_empty()))
+}
+
+/// Reads a moment: `2026-11-21`, `2026-11-21T15:30:00Z`, or how long ago it is, like `2d`. Dates are those of UTC.
+pub(crate) fn moment(text: &str) -> Result<OffsetDateTime, String> {
+    let date = || time::Date::parse(text, format_description!("[year]-[month]-[day]")).ok();
+    let ago = || OffsetDateTime::now_utc().checked_sub(duration(text).ok()?.try_into().ok()?);
+    let moment =
+        OffsetDateTime::parse(text, &Rfc3339).ok().or_else(|| Some(date()?.midnight().assume_utc())).or_else(ago);
+    moment
+        .ok_or_else(|| format!("{text:?} is no moment: write 2026-11-21, 2026-11-21T15:30:00Z, or 2d for two days ago"))
 }
 
 /// Reads a length of time: a number with one of the units ms, s, m, h, d.

@@ -20,4 +20,6 @@ pub mod commands;
 pub mod http;
 pub mod telemetry;
 
+mod readable;
+
 pub mod local;

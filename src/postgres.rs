@@ -87,6 +87,8 @@ pub struct PostgresSettings {
     pub statement_timeout: Duration,
     /// Where the tables are, if not where the login's search path leads.
     pub schema: Option<String>,
+    /// For questions only: the server refuses to change anything, and may plan as it likes.
+    pub read_only: bool,
 }
 
 /// A pool of connections, opened when they are first needed. As an executor it runs each statement by itself.
@@ -152,6 +154,7 @@ impl PostgresSettings {
             connections: 2,
             statement_timeout: Duration::from_secs(10),
             schema: None,
+            read_only: false,
         }
     }
 

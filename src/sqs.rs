@@ -2,17 +2,12 @@
 
 mod direct;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use aws_config::{
-    BehaviorVersion, Region, identity::IdentityCache, retry::RetryConfig, sts::AssumeRoleProvider,
-    timeout::TimeoutConfig,
-};
-use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_config::{retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_sqs::{
     Client,
-    config::{Credentials, StalledStreamProtectionConfig},
     error::{ProvideErrorMetadata, SdkError},
     types::{
         ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry, MessageSystemAttributeName,
@@ -23,8 +18,9 @@ use futures_util::{StreamExt as _, stream};
 use tokio::time::timeout;
 
 use self::direct::{Direct, Endpoint};
+pub use crate::aws::Access;
 use crate::{
-    aws::{GIVE_CREDENTIALS, innermost, lacks_credentials},
+    aws::{self, ATTEMPT, GIVE_CREDENTIALS, innermost, lacks_credentials},
     pipeline::{
         Queue, QueueError,
         ack::Deleted,
@@ -38,24 +34,9 @@ const MOST_PER_REQUEST: usize = 10;
 const MOST_BYTES_PER_SEND: usize = 200_000;
 /// Requests of one delete or visibility change under way at the same time.
 const REQUESTS_AT_ONCE: usize = 8;
-/// One attempt at anything but a receive, and all attempts.
-const ATTEMPT: Duration = Duration::from_secs(5);
-const OPERATION: Duration = Duration::from_secs(12);
 /// What a receive may take beyond its wait, also if it does not wait at all. Without a limit of its own a receive can
 /// hang for ever.
 const RECEIVE_MARGIN: Duration = Duration::from_secs(5);
-
-/// With which credentials.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Access {
-    /// Those that are found as by the AWS command line; a queue on this machine needs none.
-    #[default]
-    Default,
-    /// Those of a profile in the shared configuration files.
-    Profile(String),
-    /// Those of a role, which is assumed with the credentials that are found.
-    Role { arn: String, external_id: Option<String> },
-}
 
 /// How to reach a queue.
 #[derive(Clone, Debug)]
@@ -99,39 +80,7 @@ impl Sqs {
         let region = region.with_context(|| format!("cannot tell the region of the queue {url}: set AWS_REGION"))?;
         let name = arn_of(url, &region).unwrap_or_else(|| url.rsplit('/').next().unwrap_or(url).to_owned()).into();
         let endpoint = settings.endpoint_url.clone().or_else(|| endpoint_of(url));
-        let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .region(Region::new(region))
-            .identity_cache(IdentityCache::lazy().load_timeout(Duration::from_secs(30)).build())
-            // Made for downloads: it has ended quiet long polls.
-            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-            .retry_config(RetryConfig::standard().with_max_attempts(3))
-            .timeout_config(
-                TimeoutConfig::builder()
-                    .connect_timeout(Duration::from_secs(3))
-                    .operation_attempt_timeout(ATTEMPT)
-                    .operation_timeout(OPERATION)
-                    .build(),
-            );
-        if let Some(endpoint) = endpoint {
-            loader = loader.endpoint_url(endpoint);
-        }
-        match &settings.access {
-            Access::Profile(name) => loader = loader.profile_name(name),
-            // Emulators check no signature, but the SDK does not send without one.
-            _ if local => {
-                loader = loader.credentials_provider(Credentials::new("test", "test", None, None, "loopback"));
-            }
-            _ => {}
-        }
-        let mut shared = loader.load().await;
-        if let Access::Role { arn, external_id } = &settings.access {
-            let mut role = AssumeRoleProvider::builder(arn).session_name("ses-ledger").configure(&shared);
-            if let Some(id) = external_id {
-                role = role.external_id(id);
-            }
-            let role = SharedCredentialsProvider::new(role.build().await);
-            shared = shared.into_builder().credentials_provider(role).build();
-        }
+        let shared = aws::config(&settings.access, region, endpoint, local).await;
         let endpoint = Endpoint::default();
         let quick = aws_sdk_sqs::config::Builder::from(&shared).interceptor(endpoint.clone()).build();
         let longest = settings.receive_wait + RECEIVE_MARGIN;
@@ -211,20 +160,26 @@ impl Sqs {
         Ok(ids)
     }
 
+    /// What SQS tells about the queue: all of its attributes, by the names that SQS gives them. Counts are approximate.
+    ///
+    /// # Errors
+    /// If the queue does not tell.
+    pub async fn attributes(&self) -> Result<BTreeMap<String, String>, QueueError> {
+        let request = self.client.get_queue_attributes().queue_url(&self.url).attribute_names(QueueAttributeName::All);
+        let answer = request.send().await.map_err(|e| self.sort_error("sqs:GetQueueAttributes", &e))?;
+        let attributes = answer.attributes.unwrap_or_default().into_iter();
+        Ok(attributes.map(|(name, value)| (name.as_str().to_owned(), value)).collect())
+    }
+
     /// How many messages the queue holds, also hidden ones. Approximate, as everything that SQS counts.
     ///
     /// # Errors
     /// If the queue does not tell.
     pub async fn depth(&self) -> Result<u64, QueueError> {
-        let counts = [
-            QueueAttributeName::ApproximateNumberOfMessages,
-            QueueAttributeName::ApproximateNumberOfMessagesNotVisible,
-        ];
-        let request =
-            self.client.get_queue_attributes().queue_url(&self.url).set_attribute_names(Some(counts.to_vec()));
-        let answer = request.send().await.map_err(|e| self.sort_error("sqs:GetQueueAttributes", &e))?;
-        let count = |name| answer.attributes()?.get(name)?.parse::<u64>().ok();
-        Ok(counts.iter().filter_map(count).sum())
+        let attributes = self.attributes().await?;
+        let count = |name| attributes.get(name)?.parse::<u64>().ok();
+        let counts = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"];
+        Ok(counts.into_iter().filter_map(count).sum())
     }
 
     async fn delete_ten(&self, committed: Committed) -> Deleted {

@@ -8,9 +8,8 @@ use std::{
     },
 };
 
-use time::{OffsetDateTime, macros::format_description};
-
 use crate::local::binaries::Progress;
+pub(super) use crate::readable::{clock, grouped, one_line};
 
 /// Prints to standard output; with JSON wanted there, to standard error.
 pub(super) struct Screen {
@@ -117,34 +116,6 @@ pub(super) fn wrapped(title: &str, text: &str) -> String {
     lines
 }
 
-/// 1234567 as 1,234,567.
-pub(super) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (n, digit) in digits.chars().enumerate() {
-        if n > 0 && (digits.len() - n).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// Date and time to the millisecond.
-pub(super) fn clock(at: OffsetDateTime) -> String {
-    let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second].[subsecond digits:3]");
-    at.format(format).unwrap_or_default()
-}
-
-/// At most so many characters, none of them a control character.
-pub(super) fn one_line(text: &str, longest: usize) -> String {
-    let flat: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    match flat.char_indices().nth(longest) {
-        Some((end, _)) => format!("{}…", &flat[..end]),
-        None => flat,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,10 +130,5 @@ mod tests {
         );
         let words: Vec<&str> = shown.split_whitespace().skip(1).collect();
         assert_eq!(words, text.split_whitespace().collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn digits_are_grouped_by_three() {
-        assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
     }
 }

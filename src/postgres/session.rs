@@ -47,10 +47,13 @@ impl Settings {
             ("statement_timeout", timeout.clone()),
             ("idle_in_transaction_session_timeout", timeout),
             ("timezone", "UTC".to_owned()),
+        ];
+        values.push(match settings.read_only {
+            true => ("default_transaction_read_only", "on".to_owned()),
             // Every statement of the worker finds its rows by an index. A plan that reads a table through also updates
             // the logs in the order in which they lie, not in that of their ids: there two batches could meet head-on.
-            ("enable_seqscan", "off".to_owned()),
-        ];
+            false => ("enable_seqscan", "off".to_owned()),
+        });
         values.extend(settings.schema.iter().map(|schema| ("search_path", schema.clone())));
         Self { pooler: settings.pooler, values }
     }
@@ -66,7 +69,11 @@ impl Settings {
 
     /// Begins a transaction that needs them, in one round trip.
     fn begin(&self) -> SqlStr {
-        let set = |(name, value): &(&str, String)| format!("; SET LOCAL {name} = '{}'", value.replace('\'', "''"));
+        let set = |(name, value): &(&str, String)| {
+            // What is the default for later transactions has to hold for this one.
+            let name = name.strip_prefix("default_").unwrap_or(name);
+            format!("; SET LOCAL {name} = '{}'", value.replace('\'', "''"))
+        };
         let settings: String = self.values.iter().map(set).collect();
         // Nothing from outside but the name of the schema, and that in quotes.
         AssertSqlSafe(format!("BEGIN{settings}")).into_sql_str()

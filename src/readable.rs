@@ -1,0 +1,81 @@
+//! How times, counts and texts are written for people, on the terminal and on the page.
+
+use std::time::Duration;
+
+use time::{OffsetDateTime, macros::format_description};
+
+/// 1234567 as 1,234,567.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (n, digit) in digits.chars().enumerate() {
+        if n > 0 && (digits.len() - n).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Date and time to the millisecond.
+pub(crate) fn clock(at: OffsetDateTime) -> String {
+    let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second].[subsecond digits:3]");
+    at.format(format).unwrap_or_default()
+}
+
+/// Date and time to the second.
+pub(crate) fn second(at: OffsetDateTime) -> String {
+    at.format(format_description!("[year]-[month]-[day] [hour]:[minute]:[second]")).unwrap_or_default()
+}
+
+/// A length of time in its two largest units: `320 ms`, `4 s`, `12 min`, `3 h 5 min`, `2 days 4 h`.
+pub(crate) fn span(time: Duration) -> String {
+    let (seconds, millis) = (time.as_secs(), time.subsec_millis());
+    let two = |large: u64, unit: &str, small: u64, of: &str| match small {
+        0 => format!("{large} {unit}"),
+        _ => format!("{large} {unit} {small} {of}"),
+    };
+    match seconds {
+        0 => format!("{millis} ms"),
+        1..10 if millis >= 100 => format!("{seconds}.{} s", millis / 100),
+        1..120 => format!("{seconds} s"),
+        120..3_600 => format!("{} min", seconds / 60),
+        3_600..86_400 => two(seconds / 3_600, "h", seconds % 3_600 / 60, "min"),
+        86_400..172_800 => two(1, "day", seconds % 86_400 / 3_600, "h"),
+        _ => two(seconds / 86_400, "days", seconds % 86_400 / 3_600, "h"),
+    }
+}
+
+/// A share in percent, with as many digits as its count carries: `12.3 %`. Nothing of nothing is `-`.
+pub(crate) fn percent(part: u64, whole: u64) -> String {
+    match whole {
+        0 => "-".to_owned(),
+        _ => format!("{:.1} %", part as f64 * 100.0 / whole as f64),
+    }
+}
+
+/// At most so many characters, none of them a control character.
+pub(crate) fn one_line(text: &str, longest: usize) -> String {
+    let flat: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    match flat.char_indices().nth(longest) {
+        Some((end, _)) => format!("{}…", &flat[..end]),
+        None => flat,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_are_grouped_by_three() {
+        assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+    }
+
+    #[test]
+    fn a_length_of_time_is_told_in_its_two_largest_units() {
+        let told =
+            [0, 320, 1_500, 59_000, 150_000, 7_260_000, 93_600_000, 180_000_000].map(Duration::from_millis).map(span);
+        assert_eq!(told, ["0 ms", "320 ms", "1.5 s", "59 s", "2 min", "2 h 1 min", "1 day 2 h", "2 days 2 h"]);
+    }
+}
