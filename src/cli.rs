@@ -14,6 +14,7 @@ use crate::{
         decode::{DecodeSettings, PayloadPolicy},
     },
     postgres::{Auth, Pooler, PostgresSettings},
+    pulse::{self, Identity, Runtime},
     sqs::{Access, SqsSettings},
     telemetry::LogFormat,
     upkeep::UpkeepSettings,
@@ -262,6 +263,14 @@ pub struct WorkerArgs {
     /// Their only dimension, Service
     #[arg(long, env, default_value = "ses-ledger", value_name = "NAME", help_heading = "Probes and metrics")]
     pub emf_service: String,
+
+    /// Set by ECS, Lambda and most containers: what a worker calls itself in its heartbeat.
+    #[arg(long, env, hide = true)]
+    pub ecs_container_metadata_uri_v4: Option<String>,
+    #[arg(long, env, hide = true)]
+    pub aws_lambda_function_name: Option<String>,
+    #[arg(long, env, hide = true)]
+    pub hostname: Option<String>,
 }
 
 /// How the names of queues end that a shadow may take from.
@@ -407,6 +416,17 @@ impl WorkerArgs {
     /// What to do beside the queue.
     pub fn upkeep(&self) -> UpkeepSettings {
         UpkeepSettings { sweep_interval: self.sweep_interval, retention_payload: self.retention_payload }
+    }
+
+    /// What the worker calls itself in its heartbeat.
+    pub fn identity(&self) -> Identity {
+        let retention_payload = self.retention_payload;
+        let given = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
+        if let Some(name) = given(&self.aws_lambda_function_name) {
+            return Identity { name, runtime: Runtime::Lambda, retention_payload };
+        }
+        let runtime = if self.ecs_container_metadata_uri_v4.is_some() { Runtime::Ecs } else { Runtime::Other };
+        Identity { name: given(&self.hostname).unwrap_or_else(pulse::this_host), runtime, retention_payload }
     }
 
     /// What to write for CloudWatch, if anything.

@@ -15,12 +15,13 @@ use futures_util::{FutureExt as _, TryFutureExt as _};
 use lambda_runtime::{LambdaEvent, service_fn};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use time::OffsetDateTime;
 use tokio::{
     sync::OnceCell,
     time::{Instant, sleep_until, timeout_at},
 };
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::{
     cli::SHADOW_SUFFIX,
@@ -32,6 +33,7 @@ use crate::{
         store::Committed,
     },
     postgres::{Postgres, schema},
+    pulse::{Identity, Pulse},
     upkeep::{self, UpkeepSettings},
 };
 
@@ -44,6 +46,8 @@ pub struct Function {
     pipeline: PipelineSettings,
     upkeep: UpkeepSettings,
     metrics: Arc<Metrics>,
+    /// One beat at a time.
+    pulse: tokio::sync::Mutex<Pulse>,
     emf: Option<Emf>,
     /// Only queues of copies are its business.
     shadow: bool,
@@ -88,6 +92,7 @@ struct Record {
 #[serde(rename_all = "PascalCase")]
 struct Attributes {
     approximate_receive_count: Option<String>,
+    sent_timestamp: Option<String>,
 }
 
 impl Function {
@@ -96,14 +101,16 @@ impl Function {
         postgres: Postgres,
         pipeline: PipelineSettings,
         upkeep: UpkeepSettings,
+        identity: Identity,
         emf: Option<Emf>,
         shadow: bool,
     ) -> Self {
+        let pulse = tokio::sync::Mutex::new(Pulse::new(identity, OffsetDateTime::now_utc()));
         let metrics = Arc::new(Metrics::default());
         let postgres = postgres.counting(metrics.orphans_attached.clone());
         // One invocation is one poller: Lambda itself runs several at once.
         let pipeline = PipelineSettings { pollers: 1, ..pipeline };
-        Self { postgres, pipeline, upkeep, metrics, emf, shadow, checked: OnceCell::new() }
+        Self { postgres, pipeline, upkeep, metrics, pulse, emf, shadow, checked: OnceCell::new() }
     }
 
     /// Answers invocations, one after the other, for as long as Lambda lets it.
@@ -143,7 +150,21 @@ impl Function {
             // What waits was counted by the reminder, in one of perhaps many processes: old news in all others.
             emf.write(&self.metrics, !has_messages);
         }
+        self.beat(until).await;
         Ok(answer)
+    }
+
+    /// Says that it is there, at most every ten seconds, and only in time that is left. Nothing depends on it.
+    async fn beat(&self, until: Instant) {
+        let Ok(mut pulse) = self.pulse.try_lock() else { return };
+        if !pulse.is_due(OffsetDateTime::now_utc()) {
+            return;
+        }
+        match timeout_at(until, upkeep::beat(&self.postgres, &mut pulse, &self.metrics, false)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => warn!("cannot write the heartbeat: {e:#}"),
+            Err(_) => warn!("cannot write the heartbeat: there is no time left"),
+        }
     }
 
     async fn store(&self, records: Vec<Record>, until: Instant) -> Failed {
@@ -252,7 +273,9 @@ impl Messages {
         let receive_count =
             record.attributes.approximate_receive_count.and_then(|count| count.parse().ok()).unwrap_or(1);
         let handle = self.left.len().to_string();
-        self.waiting.push_back(Delivery { id: record.message_id.clone(), handle, body: record.body, receive_count });
+        let sent_at = record.attributes.sent_timestamp.as_deref().and_then(Delivery::time);
+        let (id, body) = (record.message_id.clone(), record.body);
+        self.waiting.push_back(Delivery { id, handle, body, receive_count, sent_at });
         self.left.push(Some(record.message_id));
     }
 

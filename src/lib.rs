@@ -13,6 +13,8 @@ pub mod pipeline;
 pub mod metrics;
 pub mod orphans;
 pub mod postgres;
+pub mod pulse;
+pub mod status;
 pub mod upkeep;
 
 pub mod cli;

@@ -17,11 +17,16 @@ use prometheus_client::{
     },
     registry::Registry,
 };
+use time::OffsetDateTime;
 
-use crate::pipeline::{
-    QueueError, Verdict,
-    decode::{self, Leaf},
-    receive::{Delivery, Outcome},
+use crate::{
+    pipeline::{
+        QueueError, Verdict,
+        batch::Arrival,
+        decode::{self, Leaf},
+        receive::{Delivery, Outcome},
+    },
+    pulse::{Counts, Identities, LAG_ENDS, Tally},
 };
 
 macro_rules! metrics {
@@ -29,6 +34,8 @@ macro_rules! metrics {
         /// All metrics of one worker.
         pub struct Metrics {
             $(#[doc = $help] pub $name: $kind,)*
+            /// What is counted for the heartbeat only.
+            pub(crate) tally: Tally,
             registry: Registry,
             /// Counters that belong to one identity change together.
             identities: Mutex<()>,
@@ -41,7 +48,7 @@ macro_rules! metrics {
                     let $name: $kind = $make;
                     registry.register(stringify!($name), $help.trim().trim_end_matches('.'), $name.clone());
                 )*
-                Self { $($name,)* registry, identities: Mutex::new(()) }
+                Self { $($name,)* tally: Tally::default(), registry, identities: Mutex::new(()) }
             }
         }
     };
@@ -113,6 +120,12 @@ metrics! {
     pollers_replaced: Counter = Counter::default();
     /// Queues that do not let us in; each is tried again once a minute.
     queues_failed: Gauge = Gauge::default();
+    /// Seconds from when something happened to when its event was committed, of events that became a new row.
+    event_lag_seconds: Histogram = Histogram::new(LAG_ENDS);
+    /// Requests to the queue to delete messages, each for up to ten.
+    delete_requests: Counter = Counter::default();
+    /// Requests to the queue to hide messages or to give them back, each for up to ten.
+    visibility_requests: Counter = Counter::default();
 }
 
 /// Labels of `receives`.
@@ -167,6 +180,53 @@ impl Metrics {
         drift
     }
 
+    /// Both sides of both identities, at one moment.
+    pub fn identities(&self) -> Identities {
+        let _together = self.together();
+        let drift = self.compare();
+        let count = |counter: &Counter| counter.get() as i64;
+        Identities {
+            received: count(&self.messages_received),
+            stored: count(&self.messages_stored),
+            ignored: count(&self.messages_ignored),
+            rejected: count(&self.messages_rejected),
+            released: count(&self.messages_released),
+            in_hand: self.messages_in_hand.get(),
+            messages_drift: drift.messages,
+            decoded: count(&self.events_decoded),
+            inserted: count(&self.events_inserted),
+            duplicate: count(&self.events_duplicate),
+            orphaned: count(&self.events_orphaned),
+            quarantined: count(&self.events_quarantined),
+            events_drift: drift.events,
+        }
+    }
+
+    /// What a minute of the heartbeat is made of.
+    pub(crate) fn counts(&self) -> Counts {
+        let _together = self.together();
+        let count = |counter: &Counter| counter.get() as i64;
+        let receives = |result| self.receives.get_or_create(&ReceiveLabels { result }).get() as i64;
+        Counts {
+            received: count(&self.messages_received),
+            redelivered: count(&self.messages_redelivered),
+            stored: count(&self.messages_stored),
+            ignored: count(&self.messages_ignored),
+            rejected: count(&self.messages_rejected),
+            released: count(&self.messages_released),
+            deleted: count(&self.messages_deleted),
+            inserted: count(&self.events_inserted),
+            duplicate: count(&self.events_duplicate),
+            orphaned: count(&self.events_orphaned),
+            quarantined: count(&self.events_quarantined),
+            receives_with_messages: receives("messages"),
+            receives_empty: receives("empty"),
+            receives_failed: receives("failed"),
+            delete_requests: count(&self.delete_requests),
+            visibility_requests: count(&self.visibility_requests),
+        }
+    }
+
     pub(crate) fn receive_answered(&self, answer: &Result<Vec<Delivery>, QueueError>) {
         let result = match answer {
             Ok(deliveries) if deliveries.is_empty() => "empty",
@@ -206,9 +266,13 @@ impl Metrics {
         };
     }
 
-    pub(crate) fn batch_stored(&self, decoded: usize, verdicts: &[Verdict], took: Duration) {
+    /// A batch is committed. The verdicts are in the order of its arrivals.
+    pub(crate) fn batch_stored(&self, arrivals: &[Arrival], verdicts: &[Verdict], took: Duration) {
+        let decoded = arrivals.len();
         self.events_per_batch.observe(decoded as f64);
         self.store_duration_seconds.observe(took.as_secs_f64());
+        let lags = self.tally.stored(arrivals, verdicts, OffsetDateTime::now_utc());
+        lags.into_iter().for_each(|lag| self.event_lag_seconds.observe(lag));
         let _together = self.together();
         self.events_decoded.inc_by(decoded as u64);
         for verdict in verdicts {
@@ -247,7 +311,7 @@ mod tests {
             scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
                     let (id, handle, body) = Default::default();
-                    metrics.receive_answered(&Ok(vec![Delivery { id, handle, body, receive_count: 1 }]));
+                    metrics.receive_answered(&Ok(vec![Delivery { id, handle, body, receive_count: 1, sent_at: None }]));
                     metrics.settled(Outcome::Stored);
                 }
             });

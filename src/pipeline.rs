@@ -167,6 +167,7 @@ pub struct Worker<Q, S> {
 
 impl<Q: Queue, S: Store> Worker<Q, S> {
     pub fn new(queue: Q, store: S, settings: PipelineSettings, metrics: Arc<Metrics>, shutdown: Shutdown) -> Arc<Self> {
+        metrics.tally.serves(queue.name());
         Arc::new(Self {
             scout: Semaphore::new(1),
             room: Arc::new(Semaphore::new(settings.in_flight)),

@@ -5,6 +5,7 @@ pub mod audit;
 mod iam;
 mod login;
 pub mod migrations;
+pub mod pulse;
 pub mod schema;
 mod secret;
 pub mod sender;
@@ -279,6 +280,11 @@ impl Postgres {
             .await
             .map(drop)
             .with_context(|| format!("cannot remove the schema {name}"))
+    }
+
+    /// How many connections are open, and how many there may be.
+    pub fn connections(&self) -> (u32, u32) {
+        (self.pool.size(), self.pool.options().get_max_connections())
     }
 
     /// Closes all connections, those to a server that does not answer any more as well.

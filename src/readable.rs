@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use time::{OffsetDateTime, macros::format_description};
+use serde::Serializer;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::format_description};
 
 /// 1234567 as 1,234,567.
 pub(crate) fn grouped(number: u64) -> String {
@@ -51,6 +52,24 @@ pub(crate) fn percent(part: u64, whole: u64) -> String {
     match whole {
         0 => "-".to_owned(),
         _ => format!("{:.1} %", part as f64 * 100.0 / whole as f64),
+    }
+}
+
+/// A time in JSON: `2026-11-21T15:30:00.123Z`. For `#[serde(serialize_with)]`.
+pub(crate) fn json_time<S: Serializer>(at: &OffsetDateTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&at.format(&Rfc3339).map_err(serde::ser::Error::custom)?)
+}
+
+/// Anything as it is shown, in JSON. For `#[serde(serialize_with)]`.
+pub(crate) fn json_text<S: Serializer>(shown: &impl std::fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(shown)
+}
+
+/// The same of a time that may be missing: `null`.
+pub(crate) fn json_time_if_any<S: Serializer>(at: &Option<OffsetDateTime>, serializer: S) -> Result<S::Ok, S::Error> {
+    match at {
+        Some(at) => json_time(at, serializer),
+        None => serializer.serialize_none(),
     }
 }
 

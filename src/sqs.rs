@@ -219,10 +219,11 @@ impl Sqs {
             max_number_of_messages: max,
             wait_time_seconds: wait.as_secs(),
             visibility_timeout: self.visibility_timeout.as_secs(),
-            message_system_attribute_names: ["ApproximateReceiveCount"],
+            message_system_attribute_names: ["ApproximateReceiveCount", "SentTimestamp"],
         };
         let answer: direct::Received = self.direct.ask("AmazonSQS.ReceiveMessage", &request).await?;
         let delivery = |message: direct::Message| Delivery {
+            sent_at: message.attributes.sent_timestamp.as_deref().and_then(Delivery::time),
             receive_count: message.attributes.approximate_receive_count.and_then(|c| c.parse().ok()).unwrap_or(1),
             id: message.message_id,
             handle: message.receipt_handle,
@@ -239,12 +240,15 @@ impl Sqs {
             .max_number_of_messages(max as i32)
             .wait_time_seconds(wait.as_secs() as i32)
             .visibility_timeout(self.visibility_timeout.as_secs() as i32)
-            .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount);
+            .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount)
+            .message_system_attribute_names(MessageSystemAttributeName::SentTimestamp);
         let answer = request.send().await.map_err(|e| self.sort_error("sqs:ReceiveMessage", &e))?;
         let deliveries = answer.messages.unwrap_or_default().into_iter().filter_map(|message| {
-            let count = message.attributes().and_then(|a| a.get(&MessageSystemAttributeName::ApproximateReceiveCount));
+            let attribute = |name| message.attributes().and_then(|a| a.get(&name)).map(String::as_str);
+            let count = attribute(MessageSystemAttributeName::ApproximateReceiveCount);
             Some(Delivery {
                 receive_count: count.and_then(|c| c.parse().ok()).unwrap_or(1),
+                sent_at: attribute(MessageSystemAttributeName::SentTimestamp).and_then(Delivery::time),
                 id: message.message_id?,
                 handle: message.receipt_handle?,
                 body: message.body.unwrap_or_default(),

@@ -1,10 +1,12 @@
-//! What has to be done beside the queue: attach orphans, keep partitions ahead of time, let go of what is too old.
+//! What has to be done beside the queue: attach orphans, keep partitions ahead of time, let go of what is too old, and say
+//! that we are there.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
+use anyhow::anyhow;
 use serde::Serialize;
 use time::OffsetDateTime;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -12,9 +14,11 @@ use crate::{
     metrics::Metrics,
     orphans::{self, Turns},
     postgres::{
-        Postgres,
+        self, Postgres,
+        pulse::forget,
         upkeep::{Emptied, empty_payloads, waiting_rooms},
     },
+    pulse::{self, Pulse},
 };
 
 /// How often partitions and retention are looked after, and how many months partitions are made ahead.
@@ -25,6 +29,9 @@ const COUNT_EVERY: Duration = Duration::from_secs(60);
 /// Events to look at in one statement, and how long to leave the database to others after it.
 const SLICE: u32 = 1_000;
 const PAUSE: Duration = Duration::from_millis(100);
+/// What a beat may take; and the last one, for which a process that leaves has little time.
+const BEAT: Duration = Duration::from_secs(5);
+const GOODBYE: Duration = Duration::from_millis(500);
 
 /// What to do how often.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +67,47 @@ pub async fn forever(postgres: Postgres, settings: UpkeepSettings, metrics: Arc<
     let _ = stop.run_until_cancelled(rounds).await;
 }
 
+/// Beats until the worker is done, and once more to say goodbye. Nothing depends on it.
+pub async fn beat_until(postgres: Postgres, mut pulse: Pulse, metrics: Arc<Metrics>, done: CancellationToken) {
+    let mut silent = false;
+    loop {
+        let stopped = done.run_until_cancelled(sleep(until_next_beat(OffsetDateTime::now_utc()))).await.is_none();
+        let outcome = beat(&postgres, &mut pulse, &metrics, stopped).await;
+        match outcome {
+            Ok(()) => silent = false,
+            // Said once: an outage shows in other places as well.
+            Err(e) if !std::mem::replace(&mut silent, true) => {
+                warn!("cannot write the heartbeat, status knows less until it succeeds: {e:#}");
+            }
+            Err(_) => {}
+        }
+        if stopped {
+            return;
+        }
+    }
+}
+
+/// One beat, if the database takes it within a moment.
+///
+/// # Errors
+/// If it does not.
+pub async fn beat(postgres: &Postgres, pulse: &mut Pulse, metrics: &Metrics, stopped: bool) -> anyhow::Result<()> {
+    let now = OffsetDateTime::now_utc();
+    let next = pulse.beat(metrics, postgres.connections(), now, stopped);
+    let patience = if stopped { GOODBYE } else { BEAT };
+    timeout(patience, postgres::pulse::beat(postgres, &next))
+        .await
+        .unwrap_or_else(|_| Err(anyhow!("no answer within {patience:?}")))?;
+    pulse.sent(now);
+    Ok(())
+}
+
+/// Beats fall on the same seconds of every minute, and one of them between two minutes: so each minute is told whole.
+fn until_next_beat(now: OffsetDateTime) -> Duration {
+    let every = pulse::EVERY.as_nanos() as i128;
+    Duration::from_nanos((every - now.unix_timestamp_nanos().rem_euclid(every)) as u64)
+}
+
 /// One round of everything, until the time is up.
 ///
 /// # Errors
@@ -73,6 +121,7 @@ pub async fn once(
     let partitions = postgres.ensure_partitions(MONTHS_AHEAD).await?;
     let mut done = Done { partitions, ..Done::default() };
     let swept = orphans::sweep_until(postgres, until, &mut done.attached).await?;
+    forget(postgres).await?;
     let retained = retain(postgres, settings.retention_payload, metrics, until, &mut done.emptied).await?;
     done.complete = swept && retained;
     Ok(done)
@@ -113,6 +162,9 @@ async fn look_after_tables(postgres: &Postgres, retention: Option<Duration>, met
             Ok(0) => {}
             Ok(made) => info!("made {made} monthly partitions"),
             Err(e) => warn!("{e:#}"),
+        }
+        if let Err(e) = forget(postgres).await {
+            warn!("{e:#}");
         }
         let (mut emptied, until) = (0, Instant::now() + SELDOM);
         let outcome = retain(postgres, retention, metrics, until, &mut emptied).await;

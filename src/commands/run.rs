@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use time::OffsetDateTime;
 use tokio::{
     signal::unix::{SignalKind, signal},
     task::JoinSet,
@@ -25,6 +26,7 @@ use crate::{
     },
     pipeline::{self, QueueError, Shutdown, Worker},
     postgres::{Postgres, schema},
+    pulse::{Identity, Pulse, Runtime},
     sqs::{Sqs, SqsSettings},
     upkeep,
 };
@@ -43,7 +45,10 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let postgres = Postgres::new(&args.database.settings())?;
     if args.aws_lambda_runtime_api.is_some() {
         let emf = args.worker.emf().map(Emf::new);
-        Function::new(postgres, args.worker.pipeline(), args.worker.upkeep(), emf, args.shadow).serve().await?;
+        let identity = Identity { runtime: Runtime::Lambda, ..args.worker.identity() };
+        Function::new(postgres, args.worker.pipeline(), args.worker.upkeep(), identity, emf, args.shadow)
+            .serve()
+            .await?;
         return Ok(ExitCode::SUCCESS);
     }
     let shutdown = Shutdown::default();
@@ -102,6 +107,8 @@ pub async fn work(
     let postgres = postgres.clone().counting(metrics.orphans_attached.clone());
     let stop = &shutdown.stop;
     let upkeep = tokio::spawn(upkeep::forever(postgres.clone(), args.upkeep(), Arc::clone(&metrics), stop.clone()));
+    let (pulse, done) = (Pulse::new(args.identity(), OffsetDateTime::now_utc()), CancellationToken::new());
+    let beating = tokio::spawn(upkeep::beat_until(postgres.clone(), pulse, Arc::clone(&metrics), done.clone()));
     let _watch = AbortOnDropHandle::new(tokio::spawn(watch_identities(Arc::clone(&metrics))));
     let emf = args.emf().map(|settings| tokio::spawn(write_emf(settings, Arc::clone(&metrics), stop.clone())));
 
@@ -125,6 +132,8 @@ pub async fn work(
     }
     stop.cancel();
     upkeep.await.context("the upkeep broke down")?;
+    done.cancel();
+    beating.await.context("the heartbeat broke down")?;
     if let Some(emf) = emf {
         emf.await.context("the writer of metrics broke down")?;
     }

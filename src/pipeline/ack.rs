@@ -19,6 +19,11 @@ const STUCK_AFTER: Duration = Duration::from_secs(20);
 /// What giving back may take: less than what is left of the grace period by then.
 const RELEASE: Duration = Duration::from_secs(4);
 
+/// How many requests it takes to name so many messages: SQS takes ten in each.
+pub(super) fn requests_for(messages: usize) -> u64 {
+    messages.div_ceil(10) as u64
+}
+
 /// What came of a delete.
 pub struct Deleted {
     /// The messages that could not be deleted, or of which we do not know.
@@ -40,6 +45,7 @@ pub(super) async fn delete<Q: Queue, S: Store>(
     let mut left = committed;
     let mut outcome = Ok(());
     for delay in delays(Duration::from_millis(50), Duration::from_secs(1)) {
+        worker.metrics.delete_requests.inc_by(requests_for(unknown));
         let Ok(answer) = timeout_at(deadline, worker.queue.delete(left)).await else { break };
         left = answer.left;
         unknown = left.receipts().len();
@@ -57,6 +63,7 @@ pub(super) async fn delete<Q: Queue, S: Store>(
         warn!("cannot delete {unknown} stored messages in time: they may come back as duplicates");
     }
     worker.metrics.deleted(total - unknown, unknown);
+    worker.metrics.tally.deleted(&worker.queue.name(), total - unknown);
     outcome
 }
 
@@ -68,6 +75,7 @@ pub(super) async fn release<Q: Queue, S: Store>(worker: &Worker<Q, S>, beat: &Be
         warn!("a receive is still open: messages that are released now may come back to it");
     }
     let receipts: Vec<&Receipt> = batch.messages.iter().map(|held| &held.receipt).collect();
+    worker.metrics.visibility_requests.inc_by(requests_for(receipts.len()));
     let answer = timeout(RELEASE, worker.queue.change_visibility(&receipts, Duration::ZERO)).await;
     match answer.unwrap_or_else(|_| Err(QueueError::Transient(format!("no answer within {RELEASE:?}")))) {
         Ok(()) => info!("released {} messages", receipts.len()),

@@ -36,6 +36,15 @@ pub struct Delivery {
     pub body: String,
     /// How often it was handed out, this time included.
     pub receive_count: u32,
+    /// When it was sent to the queue, if the queue says so.
+    pub sent_at: Option<OffsetDateTime>,
+}
+
+impl Delivery {
+    /// Reads a time as SQS writes it: milliseconds since 1970.
+    pub(crate) fn time(millis: &str) -> Option<OffsetDateTime> {
+        OffsetDateTime::from_unix_timestamp_nanos(millis.parse::<i128>().ok()?.checked_mul(1_000_000)?).ok()
+    }
 }
 
 /// A message that we hold: where it came from, and the right to delete it.
@@ -242,6 +251,10 @@ impl<Q: Queue, S: Store> Worker<Q, S> {
         let _open = self.open_receives.enter();
         let answer = self.queue.receive(self.per_receive(), wait).await;
         self.metrics.receive_answered(&answer);
+        if let Ok(deliveries) = &answer {
+            let oldest = deliveries.iter().filter_map(|delivery| delivery.sent_at).min();
+            self.metrics.tally.received(&self.queue.name(), deliveries.len(), oldest);
+        }
         self.queue_up.store(answer.is_ok(), Ordering::Relaxed);
         if answer.is_ok() {
             self.stuck.store(0, Ordering::Relaxed);
@@ -258,7 +271,7 @@ impl<Q: Queue, S: Store> Worker<Q, S> {
         received_at: OffsetDateTime,
         room: Option<OwnedSemaphorePermit>,
     ) -> Message {
-        let Delivery { id, handle, body, receive_count } = delivery;
+        let Delivery { id, handle, body, receive_count, .. } = delivery;
         Message {
             receipt: Receipt { handle, settled: false, metrics: Arc::clone(&self.metrics), room },
             origin: Arc::new(Origin { queue: self.queue.name(), sqs_message_id: id, receive_count, received_at }),

@@ -9,6 +9,7 @@ use tracing::{Instrument as _, debug, error, info_span, warn};
 
 use super::{
     Queue, Store, StoreError, Verdict, Worker,
+    ack::requests_for,
     batch::{Arrival, Batch, Quarantined, Stage},
     delays,
     receive::{Outcome, Receipt},
@@ -73,7 +74,7 @@ pub(super) async fn commit<Q: Queue, S: Store>(worker: &Worker<Q, S>, beat: &Bea
             never = keep_invisible(worker, &batch) => match never {},
             () = worker.shutdown.give_up.cancelled() => return Stored::GaveUp(batch),
         }
-        worker.metrics.batch_stored(batch.arrivals.len(), &tally.verdicts, started.elapsed());
+        worker.metrics.batch_stored(&batch.arrivals, &tally.verdicts, started.elapsed());
         debug!(duration_ms = started.elapsed().as_millis() as u64, "stored a batch");
         Stored::Committed(tally.settle(batch))
     }
@@ -84,6 +85,7 @@ pub(super) async fn commit<Q: Queue, S: Store>(worker: &Worker<Q, S>, beat: &Bea
 /// What is known so far of a batch that is being stored.
 #[derive(Default)]
 struct Tally {
+    /// In the order of the arrivals.
     verdicts: Vec<Verdict>,
     /// Messages of which the database refused something; it is in quarantine.
     refused: Vec<usize>,
@@ -100,7 +102,7 @@ struct Portion {
 impl Tally {
     /// Stores all of the batch, in one piece if it is of a usual size and the database takes it so, else in halves of halves.
     async fn store_all<Q: Queue, S: Store>(&mut self, worker: &Worker<Q, S>, beat: &Beat, batch: &Batch) {
-        let mut todo = Portion::all_of(batch);
+        let mut todo = Portion::all_of(batch); // the next one last
         while let Some(portion) = todo.pop() {
             let arrivals = &batch.arrivals[portion.arrivals.clone()];
             let quarantined = &batch.quarantined[portion.quarantined.clone()];
@@ -114,7 +116,7 @@ impl Tally {
                 },
                 _ => match insert(worker, beat, arrivals, quarantined).await {
                     Ok(verdicts) => self.verdicts.extend(verdicts),
-                    Err(_) => todo.extend(portion.halves()),
+                    Err(_) => todo.extend(portion.halves().into_iter().rev()),
                 },
             }
         }
@@ -171,7 +173,7 @@ impl Portion {
         let piece = |n: usize, most: usize, end: usize| (n * most).min(end)..((n + 1) * most).min(end);
         let portion =
             |n| Self { arrivals: piece(n, MOST_EVENTS, arrivals), quarantined: piece(n, MOST_REJECTS, quarantined) };
-        (0..count).map(portion).collect()
+        (0..count).rev().map(portion).collect()
     }
 
     fn halves(self) -> [Self; 2] {
@@ -227,6 +229,7 @@ async fn keep_invisible<Q: Queue, S: Store>(worker: &Worker<Q, S>, batch: &Batch
     loop {
         sleep_until(due).await;
         due = Instant::now() + timeout / 2;
+        worker.metrics.visibility_requests.inc_by(requests_for(receipts.len()));
         if let Err(e) = worker.queue.change_visibility(&receipts, timeout).await {
             warn!("cannot keep {} messages invisible: {e}", receipts.len());
             due = Instant::now() + timeout / 10;

@@ -1,6 +1,7 @@
 //! What the binary needs of the database, compared with what stands there.
 
 use anyhow::Context as _;
+use serde::Serialize;
 use sqlx::Row as _;
 use tracing::{error, warn};
 
@@ -8,9 +9,10 @@ use super::{
     Postgres,
     migrations::{self, State},
 };
+use crate::pulse::Counts;
 
 /// Something that is not as the binary needs it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     pub severity: Severity,
     /// What is missing or different.
@@ -20,7 +22,8 @@ pub struct Finding {
 }
 
 /// Whether the worker can run with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Severity {
     /// The worker refuses to start.
     Error,
@@ -32,11 +35,14 @@ pub enum Severity {
 const MONTHS_AHEAD: i32 = 2;
 
 /// Tables and the columns that the statements name.
-const TABLES: [(&str, &[&[&str]]); 4] = [
+const TABLES: [(&str, &[&[&str]]); 7] = [
     ("email_logs", &[&LOG_COLUMNS, &FACTS]),
     ("email_events", &[&["email_log_uuid"], &EVENT_COLUMNS]),
     ("orphaned_events", &[&["aws_message_id", "log_uuid", "fact_key"], &EVENT_COLUMNS]),
     ("quarantined_messages", &[&QUARANTINE_COLUMNS]),
+    ("ses_ledger_workers", &[&WORKER_COLUMNS]),
+    ("ses_ledger_minutes", &[&["minute", "worker", "lags", "queues"], Counts::NAMES]),
+    ("ses_ledger_kinds", &[&["event_type", "last_occurred_at", "last_stored_at", "since"]]),
 ];
 
 /// What the worker only reads of a log row, or does not look at.
@@ -122,6 +128,33 @@ const QUARANTINE_COLUMNS: [&str; 16] = [
     "last_replay_outcome",
 ];
 
+const WORKER_COLUMNS: [&str; 24] = [
+    "id",
+    "name",
+    "version",
+    "runtime",
+    "queues",
+    "started_at",
+    "seen_at",
+    "stopped_at",
+    "received",
+    "stored",
+    "ignored",
+    "rejected",
+    "released",
+    "in_hand",
+    "messages_drift",
+    "decoded",
+    "inserted",
+    "duplicate",
+    "orphaned",
+    "quarantined",
+    "events_drift",
+    "connections",
+    "connections_most",
+    "retention_payload",
+];
+
 /// A unique index that deduplication rests on: its name, table, key columns and predicate, as PostgreSQL prints them.
 struct UniqueIndex {
     name: &'static str,
@@ -191,7 +224,7 @@ const FUNCTIONS: [&str; 8] = [
 ];
 
 /// What the worker does to each table.
-const WORKER_RIGHTS: [(&str, &str); 10] = [
+const WORKER_RIGHTS: [(&str, &str); 21] = [
     ("email_logs", "SELECT"),
     ("email_events", "SELECT"),
     ("email_events", "INSERT"),
@@ -202,6 +235,17 @@ const WORKER_RIGHTS: [(&str, &str); 10] = [
     ("quarantined_messages", "SELECT"),
     ("quarantined_messages", "INSERT"),
     ("quarantined_messages", "UPDATE"),
+    ("ses_ledger_workers", "SELECT"),
+    ("ses_ledger_workers", "INSERT"),
+    ("ses_ledger_workers", "UPDATE"),
+    ("ses_ledger_workers", "DELETE"),
+    ("ses_ledger_minutes", "SELECT"),
+    ("ses_ledger_minutes", "INSERT"),
+    ("ses_ledger_minutes", "UPDATE"),
+    ("ses_ledger_minutes", "DELETE"),
+    ("ses_ledger_kinds", "SELECT"),
+    ("ses_ledger_kinds", "INSERT"),
+    ("ses_ledger_kinds", "UPDATE"),
 ];
 
 /// Compares the database with what this binary needs. Empty means that all is well.
@@ -221,6 +265,21 @@ pub async fn verify(postgres: &Postgres) -> anyhow::Result<Vec<Finding>> {
     if findings.iter().all(|f| f.severity == Severity::Warning) {
         findings.extend(rights(postgres).await.context(context)?);
         findings.extend(security(postgres).await.context(context)?);
+        findings.extend(partitions(postgres).await.context(context)?);
+    }
+    Ok(findings)
+}
+
+/// The same for a login that only reads: what the worker may do is not looked at.
+///
+/// # Errors
+/// If the database cannot be reached.
+pub async fn verify_for_reading(postgres: &Postgres) -> anyhow::Result<Vec<Finding>> {
+    let mut findings = history(postgres).await?;
+    if findings.iter().all(|f| f.severity == Severity::Warning) {
+        let context = "cannot read the schema";
+        findings.extend(columns(postgres).await.context(context)?);
+        findings.extend(indexes(postgres).await.context(context)?);
         findings.extend(partitions(postgres).await.context(context)?);
     }
     Ok(findings)
@@ -423,7 +482,9 @@ async fn security(postgres: &Postgres) -> Result<Vec<Finding>, sqlx::Error> {
                   WHERE p.polrelid = c.oid AND p.polpermissive AND p.polcmd IN ('*', 'r')
                     AND CASE WHEN policy_role = 0 THEN true ELSE pg_has_role(policy_role, 'USAGE') END) AS is_hidden
          FROM pg_class AS c WHERE c.oid = ANY (ARRAY[to_regclass('email_logs'), to_regclass('email_events'),
-                                                     to_regclass('orphaned_events'), to_regclass('quarantined_messages')])",
+                                                     to_regclass('orphaned_events'), to_regclass('quarantined_messages'),
+                                                     to_regclass('ses_ledger_workers'), to_regclass('ses_ledger_minutes'),
+                                                     to_regclass('ses_ledger_kinds')])",
     )
     .fetch_all(postgres)
     .await?;

@@ -142,7 +142,7 @@ pub(super) struct ReceiveMessage<'a> {
     pub(super) max_number_of_messages: usize,
     pub(super) wait_time_seconds: u64,
     pub(super) visibility_timeout: u64,
-    pub(super) message_system_attribute_names: [&'static str; 1],
+    pub(super) message_system_attribute_names: [&'static str; 2],
 }
 
 #[derive(Deserialize)]
@@ -166,6 +166,7 @@ pub(super) struct Message {
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Attributes {
     pub(super) approximate_receive_count: Option<String>,
+    pub(super) sent_timestamp: Option<String>,
 }
 
 #[derive(Serialize)]

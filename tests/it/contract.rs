@@ -345,7 +345,7 @@ async fn hide<Q: Queue>(queue: &Q, committed: &Committed, seconds: u64) {
 
 fn copy(message: &Delivery) -> Delivery {
     let (id, handle, body) = (message.id.clone(), message.handle.clone(), message.body.clone());
-    Delivery { id, handle, body, receive_count: message.receive_count }
+    Delivery { id, handle, body, receive_count: message.receive_count, sent_at: message.sent_at }
 }
 
 /// Only the pipeline makes a [`Committed`], by storing. So it stores these messages, for a queue that does nothing but

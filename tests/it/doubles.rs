@@ -208,6 +208,7 @@ impl MemoryQueue {
                 handle,
                 body: message.body.body.clone(),
                 receive_count: message.receive_count,
+                sent_at: None,
             }
         });
         deliveries.collect()
