@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::format_description};
 
 use crate::{
-    commands::{decode, demo::DemoArgs, health, migrate::MigrateArgs, simulate::SimulateArgs},
+    commands::{decode, demo::DemoArgs, health, migrate::MigrateArgs, simulate::SimulateArgs, status::StatusArgs},
     metrics::emf::EmfSettings,
     pipeline::{
         PipelineSettings,
@@ -65,6 +65,11 @@ pub enum Command {
     Demo(Box<DemoArgs>),
     /// Ask a worker on this machine whether it moves on: for a container's health check
     Health(health::Args),
+    /// Is it keeping up? Shows queues, rates, lag, workers, database, both identities and the cost, at one look
+    ///
+    /// What could not be asked is called unknown, with the reason. Exits with 1 if something needs somebody, and says what to do
+    /// next. A login of the role ses_ledger_operator is enough.
+    Status(StatusArgs),
     /// Prove on this machine, or on your own deployment, that nothing is lost, doubled or wrong
     ///
     /// Makes up mails and what SES reports about them, in every envelope, and knows the truth. Misbehaves like the real world:
@@ -294,6 +299,7 @@ impl Cli {
             Command::Demo(args) => args.worker.check(),
             Command::Simulate(args) => args.check(),
             Command::Migrate(args) => args.check(),
+            Command::Status(args) => args.database.check(),
             Command::Decode(_) | Command::Health(_) => Ok(()),
         };
         checked.map_err(|wrong| {

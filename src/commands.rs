@@ -6,6 +6,7 @@ pub mod health;
 pub mod migrate;
 pub mod run;
 pub mod simulate;
+pub mod status;
 
 mod screen;
 mod target;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use ses_ledger::{
     cli::{Cli, Command, EXIT_USAGE, Surroundings},
-    commands::{decode, demo, health, migrate, run, simulate},
+    commands::{decode, demo, health, migrate, run, simulate, status},
     telemetry,
 };
 
@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         Command::Run(args) => on_runtime(run::run(*args)),
         Command::Health(args) => on_runtime(health::run(args)),
         Command::Demo(args) => on_runtime(demo::run(*args, Surroundings::read())),
+        Command::Status(args) => on_runtime(status::run(args)),
         Command::Simulate(args) => on_runtime(simulate::run(*args, Surroundings::read())),
         Command::Migrate(args) => on_runtime(migrate::run(args)),
         Command::Decode(args) => decode::run(args),

@@ -271,8 +271,7 @@ impl Metrics {
         let decoded = arrivals.len();
         self.events_per_batch.observe(decoded as f64);
         self.store_duration_seconds.observe(took.as_secs_f64());
-        let lags = self.tally.stored(arrivals, verdicts, OffsetDateTime::now_utc());
-        lags.into_iter().for_each(|lag| self.event_lag_seconds.observe(lag));
+        self.count_stored(arrivals, verdicts);
         let _together = self.together();
         self.events_decoded.inc_by(decoded as u64);
         for verdict in verdicts {
@@ -283,6 +282,12 @@ impl Metrics {
                 Verdict::Quarantined => self.events_quarantined.inc(),
             };
         }
+    }
+
+    /// Counts what is told by kind and by lag.
+    pub fn count_stored(&self, arrivals: &[Arrival], verdicts: &[Verdict]) {
+        let lags = self.tally.stored(arrivals, verdicts, OffsetDateTime::now_utc());
+        lags.into_iter().for_each(|lag| self.event_lag_seconds.observe(lag));
     }
 
     pub(crate) fn deleted(&self, deleted: usize, left: usize) {

@@ -18,6 +18,11 @@ pub(crate) fn grouped(number: u64) -> String {
     text
 }
 
+/// `1 message`, `2,000 messages`.
+pub(crate) fn plural(count: u64, one: &str, several: &str) -> String {
+    format!("{} {}", grouped(count), if count == 1 { one } else { several })
+}
+
 /// Date and time to the millisecond.
 pub(crate) fn clock(at: OffsetDateTime) -> String {
     let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second].[subsecond digits:3]");

@@ -1,11 +1,11 @@
 //! Is it keeping up? One answer from the queues, the workers' heartbeats and the database.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use futures_util::future::join_all;
 use serde::Serialize;
 use time::OffsetDateTime;
-use tokio::time::timeout;
+use tokio::{sync::OnceCell, time::timeout};
 
 use crate::{
     pipeline::Queue as _,
@@ -15,7 +15,7 @@ use crate::{
         schema::{self, Finding, Severity},
     },
     pulse::{ALIVE, Counts, Identities, LAG_ENDS, Minute},
-    readable::{grouped, span},
+    readable::{plural, span},
     sqs::{Sqs, SqsSettings},
 };
 
@@ -24,7 +24,9 @@ pub const DOLLARS_PER_MILLION_REQUESTS: f64 = 0.40;
 /// How long a queue may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// An orphan that waits longer needs somebody: its mail was not sent by this application, or its log row is missing.
-const ORPHAN_IS_OLD: Duration = Duration::from_secs(3600);
+const ORPHAN_IS_OLD: Duration = Duration::from_secs(3_600);
+const MINUTE: time::Duration = time::Duration::minutes(1);
+const HOUR: time::Duration = time::Duration::hours(1);
 /// Partitions have to be ready for so many months.
 const MONTHS_AHEAD: i64 = 2;
 
@@ -119,10 +121,10 @@ pub async fn status(postgres: &Postgres, queues: Vec<QueueState>) -> anyhow::Res
     let (database, schema) = (pulse::health(postgres).await?, schema::verify_for_reading(postgres).await?);
     let workers = pulse::workers(postgres, ALIVE).await?;
     let minutes = pulse::minutes(postgres, database.now - Duration::from_secs(3_720)).await?;
-    let (last_minute, last_hour) = (Rate::of(&minutes, database.now, 1), Rate::of(&minutes, database.now, 60));
+    let (last_minute, last_hour) = (Rate::of_minute(&minutes, database.now), Rate::of_hour(&minutes, database.now));
     let identities = workers
         .iter()
-        .filter(|worker| database.now - worker.seen_at < Duration::from_secs(3600))
+        .filter(|worker| database.now - worker.seen_at < HOUR)
         .fold(Identities::default(), |sum, worker| sum.plus(worker.identities));
     let cost = Cost::of(&last_hour.counts);
     Ok(Status {
@@ -138,9 +140,30 @@ pub async fn status(postgres: &Postgres, queues: Vec<QueueState>) -> anyhow::Res
     })
 }
 
-/// Asks each queue, all at the same time, and its dead-letter queue.
-pub async fn ask(queues: &[SqsSettings]) -> Vec<QueueState> {
-    join_all(queues.iter().map(ask_queue)).await
+/// Queues to ask, perhaps again and again.
+pub struct Queues(Vec<Watched>);
+
+struct Watched {
+    settings: SqsSettings,
+    queue: anyhow::Result<Sqs>,
+    /// Known when the queue has told its name.
+    dead_letters: OnceCell<Sqs>,
+}
+
+impl Queues {
+    /// Prepares the clients; asks nobody yet.
+    pub async fn new(settings: Vec<SqsSettings>) -> Self {
+        let watched = settings.into_iter().map(async |settings| {
+            let queue = Sqs::new(&settings).await;
+            Watched { settings, queue, dead_letters: OnceCell::new() }
+        });
+        Self(join_all(watched).await)
+    }
+
+    /// Asks each queue, all at the same time, and its dead-letter queue.
+    pub async fn ask(&self) -> Vec<QueueState> {
+        join_all(self.0.iter().map(Watched::ask)).await
+    }
 }
 
 impl Status {
@@ -154,7 +177,8 @@ impl Status {
             }
             if let Asked::Known(letters @ 1..) = queue.dead_letters {
                 let dead = queue.dead_letter_queue.as_deref().map_or("its dead-letter queue", short);
-                needs.push(format!("{} dead letters in {dead}: ses-ledger dlq peek", grouped(letters)));
+                let letters = plural(letters, "dead letter", "dead letters");
+                needs.push(format!("{letters} in {dead}: ses-ledger dlq peek"));
             }
         }
         self.about_database(&mut needs);
@@ -191,15 +215,15 @@ impl Status {
     }
 
     fn of_last_hour(&self) -> impl Iterator<Item = &WorkerSeen> {
-        let hour = Duration::from_secs(3600);
-        self.workers.iter().filter(move |worker| self.database.now - worker.seen_at < hour)
+        self.workers.iter().filter(|worker| self.database.now - worker.seen_at < HOUR)
     }
 
     fn about_workers(&self, needs: &mut Vec<String>) {
         let waiting: u64 = self.queues.iter().filter_map(|queue| queue.visible.known()).sum();
         if self.alive().next().is_none() {
             if waiting > 0 {
-                needs.push(format!("no worker is alive, and {} messages wait: ses-ledger run", grouped(waiting)));
+                let waiting = plural(waiting, "message waits", "messages wait");
+                needs.push(format!("no worker is alive, and {waiting}: ses-ledger run"));
             } else if self.missing().next().is_some() {
                 needs.push("no worker is alive, and the last one did not say goodbye: ses-ledger run".to_owned());
             }
@@ -220,20 +244,19 @@ impl Status {
         }
         if health.months_ahead < MONTHS_AHEAD {
             needs.push(format!(
-                "partitions are ready for {} months only; a worker makes them every hour, by hand it is: \
-                 SELECT email_events_ensure_ahead(3)",
-                health.months_ahead
+                "partitions are ready for {} only; a worker makes them every hour, by hand it is: SELECT \
+                 email_events_ensure_ahead(3)",
+                plural(health.months_ahead.unsigned_abs(), "month", "months")
             ));
         }
         if health.quarantined_untried > 0 {
-            let bodies = grouped(health.quarantined_untried as u64);
-            needs
-                .push(format!("{bodies} bodies in quarantine that nobody has tried again: ses-ledger quarantine list"));
+            let bodies = plural(health.quarantined_untried.unsigned_abs(), "body", "bodies");
+            needs.push(format!("{bodies} in quarantine that nobody has tried again: ses-ledger quarantine list"));
         }
         let age = seconds(health.oldest_orphan_seconds.unwrap_or_default());
         if age > ORPHAN_IS_OLD {
-            let orphans = grouped(health.orphans as u64);
-            needs.push(format!("{orphans} orphans, the oldest for {}: ses-ledger orphans list", span(age)));
+            let orphans = plural(health.orphans.unsigned_abs(), "orphan waits", "orphans wait");
+            needs.push(format!("{orphans} for their mails, the oldest for {}: ses-ledger orphans list", span(age)));
         }
     }
 }
@@ -272,7 +295,7 @@ impl QueueState {
         if let Some(age) = recent.filter_map(|minute| of_queue(minute)?.oldest_age_ms).next_back() {
             self.oldest_age_seconds = Asked::Known(age as f64 / 1000.0);
         }
-        let deleted: i64 = full(minutes, now, 1).filter_map(of_queue).map(|minute| minute.deleted).sum();
+        let deleted: i64 = last_full(minutes, now).filter_map(of_queue).map(|minute| minute.deleted).sum();
         self.deleted_per_second = deleted as f64 / 60.0;
         if let Asked::Known(visible) = self.visible {
             self.drain_seconds = match (visible, deleted) {
@@ -286,15 +309,23 @@ impl QueueState {
 }
 
 impl Rate {
-    /// Over the last so many full minutes.
-    fn of(minutes: &[Minute], now: OffsetDateTime, many: u32) -> Self {
+    /// Over the last full minute.
+    fn of_minute(minutes: &[Minute], now: OffsetDateTime) -> Self {
+        Self::of(last_full(minutes, now), 60)
+    }
+
+    /// Over the last hour, the present minute included.
+    fn of_hour(minutes: &[Minute], now: OffsetDateTime) -> Self {
+        Self::of(minutes.iter().filter(|minute| now - minute.minute < HOUR), 3_600)
+    }
+
+    fn of<'a>(minutes: impl Iterator<Item = &'a Minute>, seconds: u32) -> Self {
         let mut counts = Counts::default();
         let mut lags = vec![0; LAG_ENDS.len() + 1];
-        for minute in full(minutes, now, many) {
+        for minute in minutes {
             counts = counts.plus(minute.counts);
             lags.iter_mut().zip(&minute.lags).for_each(|(sum, lag)| *sum += lag);
         }
-        let seconds = many * 60;
         Self {
             seconds,
             messages_per_second: counts.messages() as f64 / f64::from(seconds),
@@ -352,73 +383,70 @@ impl<T> Asked<T> {
     }
 }
 
-async fn ask_queue(settings: &SqsSettings) -> QueueState {
-    let url = &settings.queue_url;
-    let queue = match Sqs::new(settings).await {
-        Ok(queue) => queue,
-        Err(e) => return QueueState::unknown(url, &format!("{e:#}")),
-    };
-    let name = queue.name();
-    let attributes = match attributes(&queue).await {
-        Ok(attributes) => attributes,
-        Err(why) => return QueueState::unknown(&name, &why),
-    };
-    let count = |name: &str| match attributes.get(name).and_then(|count| count.parse().ok()) {
-        Some(count) => Asked::Known(count),
-        None => Asked::unknown("the queue does not tell"),
-    };
-    let redrive =
-        attributes.get("RedrivePolicy").and_then(|policy| serde_json::from_str::<serde_json::Value>(policy).ok());
-    let dead = redrive.and_then(|policy| policy.get("deadLetterTargetArn")?.as_str().map(str::to_owned));
-    QueueState {
-        visible: count("ApproximateNumberOfMessages"),
-        in_flight: count("ApproximateNumberOfMessagesNotVisible"),
-        delayed: count("ApproximateNumberOfMessagesDelayed"),
-        dead_letters: match &dead {
-            Some(arn) => dead_letters(settings, arn).await,
+impl Watched {
+    async fn ask(&self) -> QueueState {
+        let queue = match &self.queue {
+            Ok(queue) => queue,
+            Err(e) => return QueueState::unknown(&self.settings.queue_url, &format!("{e:#}")),
+        };
+        let name = queue.name();
+        let attributes = match attributes(queue).await {
+            Ok(attributes) => attributes,
+            Err(why) => return QueueState::unknown(&name, &why),
+        };
+        let [visible, in_flight, delayed] = COUNTS.map(|count| counted(&attributes, &[count]));
+        let dead = dead_letter_queue(&attributes);
+        let dead_letters = match &dead {
+            Some(arn) => self.dead_letters(short(arn)).await.unwrap_or_else(|why| Asked::Unknown { unknown: why }),
             None => Asked::unknown("the queue has no dead-letter queue"),
-        },
-        dead_letter_queue: dead,
-        ..QueueState::unknown(&name, "")
+        };
+        QueueState {
+            visible,
+            in_flight,
+            delayed,
+            dead_letters,
+            dead_letter_queue: dead,
+            ..QueueState::unknown(&name, "")
+        }
+    }
+
+    /// A dead-letter queue is in the region and account of its queue: their URLs differ in the name only.
+    async fn dead_letters(&self, name: &str) -> Result<Asked<u64>, String> {
+        let (place, _) = self.settings.queue_url.rsplit_once('/').ok_or("the queue's URL has no name in it")?;
+        let settings = SqsSettings { queue_url: format!("{place}/{name}"), ..self.settings.clone() };
+        let queue = self.dead_letters.get_or_try_init(|| Sqs::new(&settings)).await.map_err(|e| format!("{e:#}"))?;
+        Ok(counted(&attributes(queue).await?, &COUNTS))
     }
 }
 
-/// A dead-letter queue is in the region and account of its queue: their URLs differ in the name only.
-async fn dead_letters(settings: &SqsSettings, arn: &str) -> Asked<u64> {
-    let Some((place, _)) = settings.queue_url.rsplit_once('/') else {
-        return Asked::unknown("the queue's URL has no name in it");
-    };
-    let settings = SqsSettings { queue_url: format!("{place}/{}", short(arn)), ..settings.clone() };
-    let queue = match Sqs::new(&settings).await {
-        Ok(queue) => queue,
-        Err(e) => return Asked::unknown(&format!("{e:#}")),
-    };
-    let attributes = match attributes(&queue).await {
-        Ok(attributes) => attributes,
-        Err(why) => return Asked::unknown(&why),
-    };
-    let names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"];
-    let count = |name: &str| attributes.get(name)?.parse::<u64>().ok();
-    names
-        .into_iter()
-        .map(count)
-        .sum::<Option<u64>>()
-        .map_or_else(|| Asked::unknown("the queue does not tell"), Asked::Known)
+/// Waiting, hidden, delayed.
+const COUNTS: [&str; 3] =
+    ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed"];
+
+type Attributes = BTreeMap<String, String>;
+
+/// The sum of these counts.
+fn counted(attributes: &Attributes, names: &[&str]) -> Asked<u64> {
+    let count = |name: &&str| attributes.get(*name)?.parse::<u64>().ok();
+    names.iter().map(count).sum::<Option<u64>>().map_or_else(|| Asked::unknown("the queue does not tell"), Asked::Known)
 }
 
-async fn attributes(queue: &Sqs) -> Result<std::collections::BTreeMap<String, String>, String> {
+fn dead_letter_queue(attributes: &Attributes) -> Option<String> {
+    let policy: serde_json::Value = serde_json::from_str(attributes.get("RedrivePolicy")?).ok()?;
+    policy.get("deadLetterTargetArn")?.as_str().map(str::to_owned)
+}
+
+async fn attributes(queue: &Sqs) -> Result<Attributes, String> {
     match timeout(PATIENCE, queue.attributes()).await {
         Ok(answer) => answer.map_err(|e| e.to_string()),
         Err(_) => Err(format!("no answer within {}", span(PATIENCE))),
     }
 }
 
-/// The last so many minutes that are over. The last beat of a minute comes a moment after it.
-fn full(minutes: &[Minute], now: OffsetDateTime, many: u32) -> impl Iterator<Item = &Minute> {
+/// The last minute that is over. Its last beat comes a moment after it.
+fn last_full(minutes: &[Minute], now: OffsetDateTime) -> impl Iterator<Item = &Minute> {
     let now = now - Duration::from_secs(5);
-    let end = now - Duration::from_nanos((now.unix_timestamp_nanos().rem_euclid(60_000_000_000)) as u64);
-    let start = end - Duration::from_secs(60) * many;
-    minutes.iter().filter(move |minute| (start..end).contains(&minute.minute))
+    minutes.iter().filter(move |minute| (MINUTE..MINUTE * 2).contains(&(now - minute.minute)))
 }
 
 /// As if the lags lay evenly within each bucket; of what is older than all ends, the last end.
@@ -480,11 +508,12 @@ mod tests {
         let start = OffsetDateTime::from_unix_timestamp(1_750_000_020 / 60 * 60).expect("it is a time");
         let at = |seconds| start + Duration::from_secs(seconds);
         let minutes = [minute(at(0), 60, 1), minute(at(60), 600, 2), minute(at(120), 6_000, 3)];
-        let rate = Rate::of(&minutes, at(150), 1);
+        let rate = Rate::of_minute(&minutes, at(150));
         assert_eq!((rate.messages_per_second, rate.events_per_second), (10.0, 20.0), "the present one is not over");
-        assert_eq!(Rate::of(&minutes, at(182), 1), rate, "the last beat of the last one may be on its way");
-        assert_eq!(Rate::of(&minutes, at(186), 1).messages_per_second, 100.0);
-        assert_eq!(Rate::of(&minutes, at(186), 60).counts.stored, 6_660);
+        assert_eq!(Rate::of_minute(&minutes, at(182)), rate, "the last beat of the last one may be on its way");
+        assert_eq!(Rate::of_minute(&minutes, at(186)).messages_per_second, 100.0);
+        assert_eq!(Rate::of_hour(&minutes, at(150)).counts.stored, 6_660, "it is");
+        assert_eq!(Rate::of_hour(&minutes, at(3_660)).counts.stored, 6_000);
     }
 
     #[test]

@@ -54,6 +54,11 @@ impl Screen {
         })
     }
 
+    /// Makes room for the next look: on a terminal in the place of the one before.
+    pub(super) fn clear(&self) {
+        self.write(if self.terminal { "\x1b[H\x1b[2J" } else { "\n" });
+    }
+
     pub(super) fn bold(&self, text: &str) -> String {
         self.painted("1", text)
     }

@@ -232,9 +232,10 @@ pub async fn health(postgres: &Postgres) -> anyhow::Result<DatabaseHealth> {
 
 async fn tables(postgres: &Postgres) -> Result<Vec<TableSize>, sqlx::Error> {
     let query = sqlx::query(
-        "SELECT name, sum(pg_total_relation_size(relid))::bigint AS bytes, sum(greatest(reltuples, 0))::bigint AS rows
+        "SELECT name, sum(pg_total_relation_size(c.oid))::bigint AS bytes, sum(greatest(reltuples, 0))::bigint AS rows
          FROM unnest(ARRAY['email_logs', 'email_events', 'orphaned_events', 'quarantined_messages']) AS name,
-              pg_partition_tree(to_regclass(name)) AS part JOIN pg_class AS c ON c.oid = part.relid AND c.relkind = 'r'
+              pg_class AS c
+         WHERE c.relkind = 'r' AND (c.oid = to_regclass(name) OR c.oid IN (SELECT relid FROM pg_partition_tree(to_regclass(name))))
          GROUP BY name ORDER BY bytes DESC, name",
     );
     let read = |row: PgRow| {

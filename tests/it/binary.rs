@@ -18,6 +18,7 @@ mod rotation;
 mod several_queues;
 mod shadow;
 mod starting;
+mod status;
 
 use std::{
     env,

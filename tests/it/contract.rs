@@ -21,6 +21,7 @@ use ses_ledger::{
     },
     sqs::{Access, Sqs, SqsSettings},
 };
+use time::OffsetDateTime;
 use tokio::{
     sync::oneshot,
     time::{Instant, sleep},
@@ -62,6 +63,7 @@ macro_rules! ask_every_queue {
 ask_every_queue! {
     a_received_message_is_hidden
     it_comes_back_after_its_timeout_and_says_that_it_was_there_before
+    it_says_when_it_was_sent
     what_is_deleted_stays_away
     deleting_twice_is_no_error
     one_delete_takes_more_than_one_request_holds
@@ -100,6 +102,19 @@ async fn it_comes_back_after_its_timeout_and_says_that_it_was_there_before<T: Un
     assert!(received.elapsed() > Duration::from_millis(500), "it came back too early");
     assert_eq!((second.id, second.body.as_str(), second.receive_count), (first.id, "twice", 2));
     assert_ne!(second.handle, first.handle);
+}
+
+async fn it_says_when_it_was_sent<T: UnderTest>() {
+    let bench = T::make().await;
+    let queue = bench.receiver(1).await;
+    // To the millisecond, by the clock of this machine.
+    let before = OffsetDateTime::now_utc() - Duration::from_millis(1);
+    bench.send("dated").await;
+    let after = OffsetDateTime::now_utc() + Duration::from_millis(1);
+    let sent_at = one(&queue).await.sent_at.expect("it says when");
+    assert!((before..=after).contains(&sent_at), "{sent_at} is not from {before} to {after}");
+    let again = one(&queue).await;
+    assert_eq!((again.receive_count, again.sent_at), (2, Some(sent_at)), "it was sent once");
 }
 
 async fn what_is_deleted_stays_away<T: UnderTest>() {

@@ -80,6 +80,8 @@ pub(crate) struct MemoryQueue {
     /// For how long a receive through this clone hides its messages.
     visibility: Duration,
     start: Instant,
+    /// What the calendar said then.
+    born: OffsetDateTime,
     state: Arc<Mutex<QueueState>>,
     /// Something may have become visible.
     arrivals: Arc<Notify>,
@@ -127,6 +129,7 @@ impl MemoryQueue {
         Self {
             visibility,
             start: Instant::now(),
+            born: OffsetDateTime::now_utc(),
             state: Arc::new(Mutex::new(state)),
             arrivals: Arc::default(),
             store: store.clone(),
@@ -208,7 +211,7 @@ impl MemoryQueue {
                 handle,
                 body: message.body.body.clone(),
                 receive_count: message.receive_count,
-                sent_at: None,
+                sent_at: Some(self.born + message.sent_at),
             }
         });
         deliveries.collect()

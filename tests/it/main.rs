@@ -24,6 +24,7 @@ mod local_postgres;
 mod nothing_is_lost;
 mod orphans;
 mod outages;
+mod pulse;
 mod roles;
 mod schema;
 mod signature;

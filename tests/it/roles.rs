@@ -114,6 +114,9 @@ async fn the_worker_does_its_work_and_destroys_nothing() {
         "UPDATE email_logs SET uuid = gen_random_uuid()",
         "INSERT INTO email_logs (aws_message_id) VALUES ('mine')",
         "SELECT * FROM recipient_timeline",
+        "TRUNCATE ses_ledger_minutes",
+        "DROP TABLE ses_ledger_workers",
+        "DELETE FROM ses_ledger_kinds",
     ] {
         session.may_not(forbidden).await;
     }

@@ -185,6 +185,10 @@ async fn a_missing_table_or_column_is_found() {
         ("email_events", "bot"),
         ("orphaned_events", "stored_at"),
         ("quarantined_messages", "stage"),
+        ("ses_ledger_workers", "seen_at"),
+        ("ses_ledger_minutes", "lags"),
+        ("ses_ledger_minutes", "deleted"),
+        ("ses_ledger_kinds", "since"),
     ];
     let drop = columns.map(|(table, column)| {
         (format!("ALTER TABLE {table} DROP COLUMN {column} CASCADE"), format!("the column {table}.{column} is missing"))
@@ -255,6 +259,9 @@ async fn a_missing_right_is_found() {
         ("SELECT", "quarantined_messages"),
         ("INSERT", "quarantined_messages"),
         ("UPDATE", "quarantined_messages"),
+        ("INSERT", "ses_ledger_workers"),
+        ("DELETE", "ses_ledger_minutes"),
+        ("UPDATE", "ses_ledger_kinds"),
     ];
     let rights = rights.map(|(right, table)| {
         (format!("REVOKE {right} ON {table} FROM ses_ledger_worker"), format!("this login lacks {right} on {table}"))
@@ -277,7 +284,15 @@ async fn a_missing_right_is_found() {
 
 #[tokio::test]
 async fn open_doors_and_missing_months_are_worth_a_warning() {
-    let tables = ["email_logs", "email_events", "orphaned_events", "quarantined_messages"];
+    let tables = [
+        "email_logs",
+        "email_events",
+        "orphaned_events",
+        "quarantined_messages",
+        "ses_ledger_workers",
+        "ses_ledger_minutes",
+        "ses_ledger_kinds",
+    ];
     let mut breakages = Vec::from(tables.map(|table| {
         (format!("ALTER TABLE {table} DISABLE ROW LEVEL SECURITY"), format!("row level security is off for {table}"))
     }));

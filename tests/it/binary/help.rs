@@ -67,6 +67,11 @@ async fn the_help_of_run_is_the_one_that_was_read_last() {
 }
 
 #[tokio::test]
+async fn the_help_of_status_is_the_one_that_was_read_last() {
+    check(&["status"]).await;
+}
+
+#[tokio::test]
 async fn the_help_of_migrate_is_the_one_that_was_read_last() {
     check(&["migrate"]).await;
     check(&["migrate", "down"]).await;
@@ -84,7 +89,7 @@ async fn the_help_of_simulate_is_the_one_that_was_read_last() {
 
 #[tokio::test]
 async fn no_line_of_the_help_is_wider_than_the_terminal() {
-    for command in [vec![], vec!["run"], vec!["migrate"], vec!["decode"], vec!["simulate"]] {
+    for command in [vec![], vec!["run"], vec!["status"], vec!["migrate"], vec!["decode"], vec!["simulate"]] {
         for columns in [80, 100] {
             let text = help(&command, columns).await;
             let wide: Vec<&str> = text.lines().filter(|line| line.chars().count() > columns).collect();

@@ -235,6 +235,30 @@ async fn a_shadow_takes_nothing_from_the_queue_of_the_pipeline_that_is_there() {
     assert_eq!(database.text("SELECT queue FROM orphaned_events").await, copies);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invocation_beats_at_most_every_ten_seconds_and_never_fails_for_it() {
+    let database = database::fresh().await;
+    let name = [("AWS_LAMBDA_FUNCTION_NAME", "ledger-function")];
+    let function = Function::start(&database, &name).await;
+    for n in 0..3 {
+        assert_eq!(function.failed(event([send_event(&format!("mail-{n}")).as_str()]), MINUTE).await, [0; 0]);
+    }
+    let told = "SELECT concat_ws(' ', name, runtime, orphaned, queues) FROM ses_ledger_workers";
+    assert_eq!(database.texts(told).await, [format!("ledger-function lambda 1 {{{QUEUE_ARN}}}")], "the first one beat");
+    let requests = "SELECT concat_ws(' ', received, receives_with_messages, delete_requests) FROM ses_ledger_minutes";
+    assert_eq!(database.texts(requests).await, ["1 0 0"], "Lambda itself receives and deletes");
+    let age = "SELECT (queues #>> '{arn:aws:sqs:us-east-1:000000000000:ses-events,oldest_age_ms}')::bigint FROM ses_ledger_minutes";
+    assert!(database.number(age).await > 1_000, "the records say when their messages were sent");
+
+    let broken = database::fresh().await;
+    let function = Function::start(&broken, &name).await;
+    broken.run("ALTER TABLE ses_ledger_minutes ADD CHECK (received < 0)").await;
+    assert_eq!(function.failed(event([send_event("mail-1").as_str()]), MINUTE).await, [0; 0]);
+    assert_eq!(broken.number("SELECT count(*) FROM orphaned_events").await, 1);
+    assert_eq!(broken.number("SELECT count(*) FROM ses_ledger_workers").await, 0, "one statement");
+    assert!(function.running.log().contains("cannot write the heartbeat"), "{}", function.running.log());
+}
+
 /// Behind RDS Proxy, as far as one connection and its rules go: tests/it/binary/pooled.rs has a real pooler.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_connection_by_the_rules_of_a_pooler_is_enough() {
