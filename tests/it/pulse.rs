@@ -19,6 +19,7 @@ use crate::{
     arrivals::{arrivals, event, with},
     database::{self, Database, connect},
     roles::login,
+    worker::{self, Queue, Running},
 };
 
 /// A worker that counts and beats, without a queue.
@@ -195,6 +196,28 @@ async fn lag_is_that_of_new_rows_whose_time_is_their_own() {
     let lag = status::Lag::of(&minutes[0].lags).expect("there are some");
     assert!((2.0..=5.0).contains(&lag.p50_seconds) && (10.0..=20.0).contains(&lag.p95_seconds), "{lag:?}");
     assert!(worker.metrics.encode().contains("ses_ledger_event_lag_seconds_count 4\n"));
+}
+
+/// What is refused is found by halving: each verdict stays with its event all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_the_database_refuses_is_not_taken_for_another() {
+    let (database, queue) = (database::fresh().await, Queue::start().await);
+    database.run("ALTER TABLE orphaned_events ADD CHECK (event_type <> 'bounce')").await;
+    for kind in ["Bounce", "Send", "Open", "Reject", "Click"] {
+        queue.handle.send(&format!(
+            r#"{{"eventType":"{kind}","{}":{{}},"mail":{{"timestamp":"2026-10-05T08:00:00.000Z","messageId":"m"}}}}"#,
+            kind.to_lowercase()
+        ));
+    }
+    let running = Running::start(&queue.url, database.store(), worker::settings()).await;
+    queue.drained().await;
+    let mut worker = Beating::start(&database, "blue", Runtime::Other).await;
+    worker.metrics = running.stop().await;
+    assert_eq!(worker.metrics.events_quarantined.get(), 1);
+    worker.beat(at(10), false).await;
+    let last = table::last_events(&database.store()).await.expect("it may read");
+    let known: Vec<_> = last.iter().filter(|last| last.stored_at.is_some()).map(|last| &*last.event_type).collect();
+    assert_eq!(known, ["click", "open", "reject", "send"]);
 }
 
 #[tokio::test]
