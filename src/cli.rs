@@ -8,7 +8,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::form
 
 use crate::{
     commands::{decode, demo::DemoArgs, health, migrate::MigrateArgs, simulate::SimulateArgs, status::StatusArgs},
-    metrics::emf::EmfSettings,
+    metrics::{Export, emf::EmfSettings},
     pipeline::{
         PipelineSettings,
         decode::{DecodeSettings, PayloadPolicy},
@@ -256,10 +256,13 @@ pub struct WorkerArgs {
     #[arg(long, env, default_value = "127.0.0.1:9464", value_name = "ADDRESS", help_heading = "Probes and metrics")]
     pub http_address: SocketAddr,
 
-    /// Write metrics for CloudWatch so often, like 60s: one JSON object per line (EMF) on standard output. On Lambda, if set,
-    /// after each invocation [default: never]
-    #[arg(long, env, value_parser = duration, value_name = "TIME", help_heading = "Probes and metrics")]
-    pub emf_interval: Option<Duration>,
+    /// Where metrics go beside /metrics
+    #[arg(long, env, value_enum, default_value_t, help_heading = "Probes and metrics")]
+    pub metrics: Export,
+
+    /// How often to write metrics for CloudWatch; on Lambda it is after each invocation
+    #[arg(long, env, default_value = "60s", value_parser = duration, value_name = "TIME", help_heading = "Probes and metrics")]
+    pub emf_interval: Duration,
 
     /// CloudWatch's namespace for these metrics
     #[arg(long, env, default_value = "ses-ledger", value_name = "NAME", help_heading = "Probes and metrics")]
@@ -438,7 +441,7 @@ impl WorkerArgs {
     /// What to write for CloudWatch, if anything.
     pub fn emf(&self) -> Option<EmfSettings> {
         let (namespace, service) = (self.emf_namespace.clone(), self.emf_service.clone());
-        self.emf_interval.map(|interval| EmfSettings { interval, namespace, service })
+        (self.metrics == Export::Emf).then(|| EmfSettings { interval: self.emf_interval, namespace, service })
     }
 
     /// How to reach one of the queues.
@@ -509,10 +512,7 @@ impl WorkerArgs {
                 self.retention_payload.is_some_and(|age| age < Duration::from_secs(24 * 3600)),
                 "RETENTION_PAYLOAD has to be at least 1d".to_owned(),
             ),
-            (
-                self.emf_interval.is_some_and(|interval| interval < Duration::from_secs(1)),
-                "EMF_INTERVAL has to be at least 1s".to_owned(),
-            ),
+            (self.emf_interval < Duration::from_secs(1), "EMF_INTERVAL has to be at least 1s".to_owned()),
         ];
         rules.into_iter().find(|(broken, _)| *broken).map_or(Ok(()), |(_, why)| Err(why))
     }

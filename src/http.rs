@@ -42,8 +42,8 @@ pub async fn serve<H: Health>(
     let app = Router::new()
         .route("/livez", get(|State(health): State<Arc<H>>| async move { probe(health.alive()) }))
         .route("/readyz", get(|State(health): State<Arc<H>>| async move { probe(health.ready()) }))
-        .with_state(health)
-        .route("/metrics", get(|| async move { ([(header::CONTENT_TYPE, OPEN_METRICS)], metrics.encode()) }));
+        .route("/metrics", get(|State(health): State<Arc<H>>| async move { page(health.ready().is_ok(), &metrics) }))
+        .with_state(health);
     tokio::spawn(async move {
         if let Err(e) = axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await {
             tracing::error!("cannot serve the probes any more: {e}");
@@ -76,6 +76,11 @@ pub async fn ask(address: &str, path: &str) -> anyhow::Result<Answer> {
 }
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+fn page(ready: bool, metrics: &Metrics) -> impl IntoResponse + use<> {
+    metrics.ready.set(ready.into());
+    ([(header::CONTENT_TYPE, OPEN_METRICS)], metrics.encode())
+}
 
 fn probe(answer: Result<(), String>) -> impl IntoResponse {
     match answer {

@@ -1,6 +1,8 @@
 //! What the worker counts. The doc comment of each field is its help text in `/metrics`.
 
+pub mod conventions;
 pub mod emf;
+mod process;
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -19,6 +21,7 @@ use prometheus_client::{
 };
 use time::OffsetDateTime;
 
+use self::{conventions::Conventions, process::Process};
 use crate::{
     pipeline::{
         QueueError, Verdict,
@@ -36,6 +39,8 @@ macro_rules! metrics {
             $(#[doc = $help] pub $name: $kind,)*
             /// What is counted for the heartbeat only.
             pub(crate) tally: Tally,
+            /// Those that OpenTelemetry has names for.
+            pub conventions: Conventions,
             registry: Registry,
             /// Counters that belong to one identity change together.
             identities: Mutex<()>,
@@ -43,12 +48,15 @@ macro_rules! metrics {
 
         impl Default for Metrics {
             fn default() -> Self {
-                let mut registry = Registry::with_prefix("ses_ledger");
+                let mut registry = Registry::default();
+                let conventions = Conventions::register(&mut registry);
+                registry.register_collector(Box::new(Process::new()));
+                let ours = registry.sub_registry_with_prefix("ses_ledger");
                 $(
                     let $name: $kind = $make;
-                    registry.register(stringify!($name), $help.trim().trim_end_matches('.'), $name.clone());
+                    ours.register(stringify!($name), $help.trim().trim_end_matches('.'), $name.clone());
                 )*
-                Self { $($name,)* tally: Tally::default(), registry, identities: Mutex::new(()) }
+                Self { $($name,)* conventions, tally: Tally::default(), registry, identities: Mutex::new(()) }
             }
         }
     };
@@ -126,12 +134,32 @@ metrics! {
     delete_requests: Counter = Counter::default();
     /// Requests to the queue to hide messages or to give them back, each for up to ten.
     visibility_requests: Counter = Counter::default();
+    /// 1 if the worker takes messages, as /readyz says.
+    ready: Gauge = Gauge::default();
+    /// Always 1, for its label.
+    build_info: Family<BuildLabels, Gauge> = this_build();
+}
+
+/// Where metrics go beside the page that Prometheus reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Export {
+    /// Nowhere
+    #[default]
+    None,
+    /// To CloudWatch: one JSON object per line, in its embedded metric format, on standard output
+    Emf,
 }
 
 /// Labels of `receives`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ReceiveLabels {
     result: &'static str,
+}
+
+/// Labels of `build_info`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct BuildLabels {
+    version: &'static str,
 }
 
 /// Labels of `ignored` and `rejected`.
@@ -298,6 +326,12 @@ impl Metrics {
     fn together(&self) -> MutexGuard<'_, ()> {
         self.identities.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn this_build() -> Family<BuildLabels, Gauge> {
+    let info = Family::<BuildLabels, Gauge>::default();
+    info.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
+    info
 }
 
 #[cfg(test)]

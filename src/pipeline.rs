@@ -28,7 +28,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{error, info, warn};
 
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, conventions::OfQueue};
 use ack::Deleted;
 use batch::{Arrival, Batch, Quarantined};
 use decode::DecodeSettings;
@@ -97,6 +97,16 @@ pub enum QueueError {
     Fatal(String),
 }
 
+impl QueueError {
+    /// One word, for counting.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Transient(_) => "transient",
+            Self::Fatal(_) => "fatal",
+        }
+    }
+}
+
 /// What a failed insert means to us.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -163,6 +173,7 @@ pub struct Worker<Q, S> {
     open_receives: Gate,
     /// Pollers replaced since the last receive that was answered.
     stuck: AtomicU32,
+    counts: OfQueue,
 }
 
 impl<Q: Queue, S: Store> Worker<Q, S> {
@@ -175,6 +186,7 @@ impl<Q: Queue, S: Store> Worker<Q, S> {
             queue_up: AtomicBool::new(true),
             open_receives: Gate::default(),
             stuck: AtomicU32::new(0),
+            counts: metrics.conventions.of_queue(queue.name()),
             queue,
             store,
             settings,

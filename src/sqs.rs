@@ -15,12 +15,16 @@ use aws_sdk_sqs::{
     },
 };
 use futures_util::{StreamExt as _, stream};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use self::direct::{Direct, Endpoint};
 pub use crate::aws::Access;
 use crate::{
     aws::{self, ATTEMPT, GIVE_CREDENTIALS, innermost, lacks_credentials},
+    metrics::{
+        Metrics,
+        conventions::{Request, Requests},
+    },
     pipeline::{
         Queue, QueueError,
         ack::Deleted,
@@ -64,6 +68,7 @@ pub struct Sqs {
     url: String,
     name: Arc<str>,
     visibility_timeout: Duration,
+    requests: Requests,
 }
 
 impl Sqs {
@@ -100,9 +105,16 @@ impl Sqs {
             client: Client::from_conf(quick),
             direct: Direct::new(&shared, endpoint),
             url: url.clone(),
+            requests: Requests::unread(Arc::clone(&name)),
             name,
             visibility_timeout: settings.visibility_timeout,
         })
+    }
+
+    /// Times its requests among these metrics.
+    pub fn counting(mut self, metrics: &Metrics) -> Self {
+        self.requests = metrics.conventions.requests(Arc::clone(&self.name));
+        self
     }
 
     /// Tries to delete and to hide with a made-up receipt handle, so that a missing queue, bad credentials or a missing
@@ -183,6 +195,13 @@ impl Sqs {
     }
 
     async fn delete_ten(&self, committed: Committed) -> Deleted {
+        let started = Instant::now();
+        let deleted = self.try_to_delete_ten(committed).await;
+        self.requests.answered(Request::Delete, started.elapsed(), deleted.error.as_ref());
+        deleted
+    }
+
+    async fn try_to_delete_ten(&self, committed: Committed) -> Deleted {
         let entries = committed.receipts().iter().enumerate();
         let entries = entries.map(|(n, receipt)| direct::Entry { id: n.to_string(), receipt_handle: receipt.handle() });
         let request = direct::DeleteMessageBatch { queue_url: &self.url, entries: entries.collect() };
@@ -210,6 +229,23 @@ impl Sqs {
                 Deleted { left: committed.keep(&still_to_delete(failed)), error: None }
             }
             Err(e) => Deleted { left: committed, error: Some(self.sort_error("sqs:DeleteMessage", &e)) },
+        }
+    }
+
+    async fn hide_ten(&self, ten: &[&Receipt], timeout: Duration) -> Result<(), QueueError> {
+        let entries = ten.iter().enumerate().map(|(n, receipt)| {
+            ChangeMessageVisibilityBatchRequestEntry::builder()
+                .id(n.to_string())
+                .receipt_handle(receipt.handle())
+                .visibility_timeout(timeout.as_secs() as i32)
+                .build()
+        });
+        let entries = entries.collect::<Result<Vec<_>, _>>().map_err(|e| QueueError::Transient(e.to_string()))?;
+        let request = self.client.change_message_visibility_batch().queue_url(&self.url).set_entries(Some(entries));
+        let answer = request.send().await.map_err(|e| self.sort_error("sqs:ChangeMessageVisibility", &e))?;
+        match answer.failed().iter().find(|f| !f.sender_fault()) {
+            None => Ok(()),
+            Some(failed) => Err(QueueError::Transient(failed.code().to_owned())),
         }
     }
 
@@ -321,7 +357,10 @@ impl Queue for Sqs {
                 None => Box::pin(self.receive_by_sdk(max, wait)).await,
             }
         };
-        timeout(wait + RECEIVE_MARGIN, receive).await.unwrap_or_else(|_| Err(no_answer()))
+        let started = Instant::now();
+        let answer = timeout(wait + RECEIVE_MARGIN, receive).await.unwrap_or_else(|_| Err(no_answer()));
+        self.requests.answered(Request::Receive, started.elapsed(), answer.as_ref().err());
+        answer
     }
 
     async fn delete(&self, committed: Committed) -> Deleted {
@@ -337,20 +376,10 @@ impl Queue for Sqs {
 
     async fn change_visibility(&self, receipts: &[&Receipt], timeout: Duration) -> Result<(), QueueError> {
         let requests = receipts.chunks(MOST_PER_REQUEST).map(|ten| async move {
-            let entries = ten.iter().enumerate().map(|(n, receipt)| {
-                ChangeMessageVisibilityBatchRequestEntry::builder()
-                    .id(n.to_string())
-                    .receipt_handle(receipt.handle())
-                    .visibility_timeout(timeout.as_secs() as i32)
-                    .build()
-            });
-            let entries = entries.collect::<Result<Vec<_>, _>>().map_err(|e| QueueError::Transient(e.to_string()))?;
-            let request = self.client.change_message_visibility_batch().queue_url(&self.url).set_entries(Some(entries));
-            let answer = request.send().await.map_err(|e| self.sort_error("sqs:ChangeMessageVisibility", &e))?;
-            match answer.failed().iter().find(|f| !f.sender_fault()) {
-                None => Ok(()),
-                Some(failed) => Err(QueueError::Transient(failed.code().to_owned())),
-            }
+            let started = Instant::now();
+            let answer = self.hide_ten(ten, timeout).await;
+            self.requests.answered(Request::ChangeVisibility, started.elapsed(), answer.as_ref().err());
+            answer
         });
         let requests: Vec<_> = requests.map(Box::pin).collect();
         let answers: Vec<_> = stream::iter(requests).buffer_unordered(REQUESTS_AT_ONCE).collect().await;

@@ -122,7 +122,7 @@ pub async fn work(
             let start = |queue| {
                 Worker::new(queue, postgres.clone(), pipeline.clone(), Arc::clone(&metrics), shutdown.of_one_queue())
             };
-            let serve = || serve(&settings, &shutdown.stop, |queue| probed.set(slot, start(queue)));
+            let serve = || serve(&settings, &shutdown.stop, |queue| probed.set(slot, start(queue.counting(&metrics))));
             if alone { serve().await } else { serve_again_and_again(serve, &shutdown.stop, &metrics).await }
         });
     }

@@ -256,8 +256,9 @@ impl<Q: Queue, S: Store> Worker<Q, S> {
             self.metrics.tally.received(&self.queue.name(), deliveries.len(), oldest);
         }
         self.queue_up.store(answer.is_ok(), Ordering::Relaxed);
-        if answer.is_ok() {
+        if let Ok(deliveries) = &answer {
             self.stuck.store(0, Ordering::Relaxed);
+            self.counts.consumed.inc_by(deliveries.len() as u64);
         }
         let received_at = OffsetDateTime::now_utc();
         let in_hand =

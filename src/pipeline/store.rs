@@ -4,7 +4,7 @@
 
 use std::{convert::Infallible, fmt, ops::Range, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, error::Elapsed, sleep, sleep_until, timeout};
 use tracing::{Instrument as _, debug, error, info_span, warn};
 
 use super::{
@@ -67,13 +67,18 @@ pub(super) async fn commit<Q: Queue, S: Store>(worker: &Worker<Q, S>, beat: &Bea
     let span = info_span!("batch", messages = batch.messages.len(), events = batch.arrivals.len());
     async {
         let started = Instant::now();
+        let since = batch.since.unwrap_or(started);
         let mut tally = Tally::default();
         tokio::select! {
             biased;
             () = tally.store_all(worker, beat, &batch) => {}
             never = keep_invisible(worker, &batch) => match never {},
-            () = worker.shutdown.give_up.cancelled() => return Stored::GaveUp(batch),
+            () = worker.shutdown.give_up.cancelled() => {
+                worker.counts.processed(since.elapsed(), true);
+                return Stored::GaveUp(batch);
+            }
         }
+        worker.counts.processed(since.elapsed(), false);
         worker.metrics.batch_stored(&batch.arrivals, &tally.verdicts, started.elapsed());
         debug!(duration_ms = started.elapsed().as_millis() as u64, "stored a batch");
         Stored::Committed(tally.settle(batch))
@@ -198,7 +203,10 @@ async fn insert<Q: Queue, S: Store>(
     let mut delays = delays(Duration::from_millis(50), Duration::from_secs(5));
     loop {
         beat.expect(worker.settings.store_timeout * 3);
-        let error = match timeout(worker.settings.store_timeout, worker.store.insert(arrivals, quarantined)).await {
+        let started = Instant::now();
+        let answer = timeout(worker.settings.store_timeout, worker.store.insert(arrivals, quarantined)).await;
+        worker.metrics.conventions.statement(started.elapsed(), what_failed(&answer));
+        let error = match answer {
             Ok(Ok(verdicts)) => {
                 worker.store_came_through();
                 return Ok(verdicts);
@@ -218,6 +226,16 @@ async fn insert<Q: Queue, S: Store>(
         }
         beat.rest();
         sleep(delays.next().unwrap_or_default()).await;
+    }
+}
+
+/// One word for what is wrong with an answer of the store, if anything, for counting.
+fn what_failed<T>(answer: &Result<Result<T, StoreError>, Elapsed>) -> Option<&'static str> {
+    match answer {
+        Ok(Ok(_)) => None,
+        Ok(Err(StoreError::Transient(_))) => Some("transient"),
+        Ok(Err(StoreError::Refused { .. })) => Some("refused"),
+        Err(_) => Some("timeout"),
     }
 }
 

@@ -192,7 +192,7 @@ async fn a_schema_that_is_not_ours_takes_nothing_until_somebody_mends_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reminder_attaches_orphans_and_what_it_does_not_know_fails_alone() {
     let database = database::fresh().await;
-    let function = Function::start(&database, &[("EMF_INTERVAL", "60s")]).await;
+    let function = Function::start(&database, &[("METRICS", "emf")]).await;
     assert_eq!(function.failed(event([send_event("mail-1").as_str()]), MINUTE).await, [0; 0]);
     database.run("INSERT INTO email_logs (aws_message_id) VALUES ('mail-1')").await;
     let Answer::Error(complaint) = function.says_to(json!({ "hello": "world" }), MINUTE).await else {

@@ -49,12 +49,51 @@ async fn every_metric_has_its_help_and_type() {
         assert!(page.kinds.contains_key(&family), "{family} has no type");
     }
     for family in page.help.keys() {
-        assert!(family.starts_with("ses_ledger_"), "{family}");
+        let names = ["ses_ledger_", "messaging_", "db_client_", "process_"];
+        assert!(names.iter().any(|start| family.starts_with(start)), "{family}");
         // A counter with labels has no sample before something was counted.
         assert!(page.values.keys().any(|name| page.family(name) == *family), "{family} has no value");
     }
     running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_are_timed_by_the_names_of_opentelemetry() {
+    let (database, queue) = (database::fresh().await, Queue::start().await);
+    for _ in 0..25 {
+        queue.handle.send("poison");
+    }
+    let mut running = Running::start(&database.url, &queue.url, &[]).await;
+    let mut output = running.child.stdout.take().expect("it is piped");
+    queue.drained().await;
+    let page = Page::read(&running.get("/metrics").await.body);
+    let name = "arn:aws:sqs:us-east-1:000000000000:ses-events";
+    let of = |metric: &str, operation: &str, kind: &str| {
+        let operation = format!("messaging_operation_name=\"{operation}\",messaging_operation_type=\"{kind}\"");
+        let queue = format!("messaging_system=\"aws_sqs\",messaging_destination_name=\"{name}\"");
+        page.value(&format!("{metric}_seconds_count{{{queue},{operation},error_type=\"\"}}"))
+    };
+    let receives = of("messaging_client_operation_duration", "receive", "receive");
+    let answered: f64 = ["messages", "empty"].iter().map(|result| page.receives(result)).sum();
+    // A long poll may come to its end between the two.
+    assert!((receives - answered).abs() <= 1.0, "each request is timed once: {receives} and {answered}");
+    assert!(of("messaging_client_operation_duration", "delete", "settle") >= 3.0, "25 messages, ten in a request");
+    assert!(of("messaging_process_duration", "process", "process") >= 1.0);
+    assert!(page.value(STORED) >= 1.0);
+    let consumed = page.values.iter().find(|(name, _)| name.starts_with("messaging_client_consumed_messages_total{"));
+    assert_eq!(consumed.map(|(_, count)| *count), Some(25.0));
+    assert!(page.value("process_resident_memory_bytes") > 1e6 && page.value("process_open_fds") > 3.0);
+    let now = time::OffsetDateTime::now_utc().unix_timestamp() as f64;
+    assert!((now - page.value("process_start_time_seconds")).abs() < 300.0);
+    assert_eq!((page.value("ses_ledger_ready"), page.value("process_cpu_seconds_total") > 0.0), (1.0, true));
+    running.stop().await;
+    let mut text = String::new();
+    output.read_to_string(&mut text).await.expect("it can be read");
+    assert_eq!(text, "", "nobody asked for metrics on standard output");
+}
+
+const STORED: &str = "db_client_operation_duration_seconds_count{db_system_name=\"postgresql\",\
+                      db_query_summary=\"INSERT email_events\",error_type=\"\"}";
 
 /// A page in the text format of OpenMetrics.
 #[derive(Default)]
@@ -111,6 +150,11 @@ impl Page {
         *self.values.get(name).unwrap_or_else(|| panic!("there is no {name}"))
     }
 
+    /// Receives with this result; none may have been counted yet.
+    fn receives(&self, result: &str) -> f64 {
+        self.values.get(&format!("ses_ledger_receives_total{{result=\"{result}\"}}")).copied().unwrap_or_default()
+    }
+
     /// The metric that a sample belongs to.
     fn family(&self, sample: &str) -> String {
         let bare = sample.split('{').next().unwrap_or(sample);
@@ -125,7 +169,7 @@ impl Page {
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_for_cloudwatch_are_lines_of_their_own() {
     let (database, queue) = (database::fresh().await, Queue::start().await);
-    let settings = ["--emf-interval=1s", "--emf-namespace=mail", "--emf-service=ledger"];
+    let settings = ["--metrics=emf", "--emf-interval=1s", "--emf-namespace=mail", "--emf-service=ledger"];
     let mut running = Running::start(&database.url, &queue.url, &settings).await;
     let mut output = running.child.stdout.take().expect("it is piped");
     queue.handle.send("neither JSON nor anything else");

@@ -110,7 +110,9 @@ pub(super) fn times_agree(templates: &Templates) -> Vec<String> {
     say(silence > 7 * 24, format!("CloudWatch looks back seven days at most, not {silence} hours"));
 
     for template in templates.of_workers() {
-        let interval = setting(template, "EMF_INTERVAL").and_then(time);
+        let metrics = setting(template, "METRICS");
+        say(metrics != Some(&json!("emf")), format!("{}: METRICS is {metrics:?}, not emf", template.file));
+        let interval = setting(template, "EMF_INTERVAL").map_or_else(|| Some(default("EMF_INTERVAL")), time);
         // RunningAlarm and BacklogPolicy count on one line a minute.
         say(
             interval != Some(Duration::from_secs(60)),
