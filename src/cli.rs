@@ -16,7 +16,7 @@ use crate::{
     postgres::{Auth, Pooler, PostgresSettings},
     pulse::{self, Identity, Runtime},
     sqs::{Access, SqsSettings},
-    telemetry::LogFormat,
+    telemetry::{LogFormat, TraceSettings},
     upkeep::UpkeepSettings,
 };
 
@@ -179,6 +179,15 @@ pub struct RunArgs {
     #[command(flatten)]
     pub worker: WorkerArgs,
 
+    /// Collector that takes traces, as http://HOST:4318 (OTLP over HTTP): a span for each batch, with its store and its delete.
+    /// Not read on Lambda [default: no traces]
+    #[arg(long, env, value_name = "URL", help_heading = "Probes and metrics", value_parser = collector)]
+    pub otlp_endpoint: Option<String>,
+
+    /// What the traces call this worker
+    #[arg(long, env, default_value = "ses-ledger", value_name = "NAME", help_heading = "Probes and metrics")]
+    pub otlp_service: String,
+
     /// Try it beside a pipeline that is there: store into the schema ses_ledger_shadow, unless DATABASE_SCHEMA names
     /// another, and take no queue whose name does not end in -shadow
     #[arg(long, env, help_heading = "Pipeline")]
@@ -322,9 +331,23 @@ impl Command {
             _ => "info",
         }
     }
+
+    /// Where traces go, if anywhere.
+    pub fn traces(&self) -> Option<TraceSettings> {
+        match self {
+            Self::Run(args) => args.traces(),
+            _ => None,
+        }
+    }
 }
 
 impl RunArgs {
+    /// Where traces go, if anywhere. A function sleeps between invocations, and so would they.
+    fn traces(&self) -> Option<TraceSettings> {
+        let endpoint = self.otlp_endpoint.clone().filter(|_| self.aws_lambda_runtime_api.is_none())?;
+        Some(TraceSettings { endpoint, service: self.otlp_service.clone() })
+    }
+
     fn check(&mut self) -> Result<(), String> {
         self.database.check()?;
         self.worker.check()?;
@@ -441,7 +464,7 @@ impl WorkerArgs {
     /// What to write for CloudWatch, if anything.
     pub fn emf(&self) -> Option<EmfSettings> {
         let (namespace, service) = (self.emf_namespace.clone(), self.emf_service.clone());
-        (self.metrics == Export::Emf).then(|| EmfSettings { interval: self.emf_interval, namespace, service })
+        (self.metrics == Export::Emf).then_some(EmfSettings { interval: self.emf_interval, namespace, service })
     }
 
     /// How to reach one of the queues.
@@ -607,6 +630,12 @@ fn is_queue_url(url: &str) -> bool {
     place
         .and_then(|place| place.split_once('/'))
         .is_some_and(|(host, path)| !host.is_empty() && path.split('/').all(|part| !part.is_empty()))
+}
+
+/// Reads the address of a collector, which may have a path in front of OTLP's own.
+fn collector(text: &str) -> Result<String, String> {
+    let is_http = text.parse::<url::Url>().is_ok_and(|url| url.has_host() && matches!(url.scheme(), "http" | "https"));
+    is_http.then(|| text.to_owned()).ok_or_else(|| "OTLP_ENDPOINT has to look like http://127.0.0.1:4318".to_owned())
 }
 
 /// Reads a moment: `2026-11-21`, `2026-11-21T15:30:00Z`, or how long ago it is, like `2d`. Dates are those of UTC.

@@ -13,10 +13,14 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(code) => return ExitCode::from(code),
     };
-    if let Err(e) = telemetry::start(cli.log_format, cli.log.as_deref().unwrap_or(cli.command.usual_log())) {
-        eprintln!("error: cannot read LOG (--log): {e:#}");
-        return ExitCode::from(EXIT_USAGE);
-    }
+    let log = cli.log.as_deref().unwrap_or(cli.command.usual_log());
+    let traces = match telemetry::start(cli.log_format, log, cli.command.traces().as_ref()) {
+        Ok(traces) => traces,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
     let outcome = match cli.command {
         Command::Run(args) => on_runtime(run::run(*args)),
         Command::Health(args) => on_runtime(health::run(args)),
@@ -26,6 +30,9 @@ fn main() -> ExitCode {
         Command::Migrate(args) => on_runtime(migrate::run(args)),
         Command::Decode(args) => decode::run(args),
     };
+    if let Some(traces) = traces {
+        traces.finish();
+    }
     outcome.unwrap_or_else(|e| {
         eprintln!("error: {e:#}");
         ExitCode::FAILURE

@@ -7,6 +7,7 @@ pub mod ack;
 pub mod batch;
 pub mod decode;
 pub mod receive;
+pub(crate) mod spans;
 pub mod store;
 mod watchdog;
 
@@ -308,8 +309,9 @@ pub async fn drain<Q: Queue, S: Store>(worker: &Worker<Q, S>) -> Result<(), Queu
 }
 
 async fn settle<Q: Queue, S: Store>(worker: &Worker<Q, S>, beat: &Beat, batch: Batch) -> Result<(), QueueError> {
+    let process = batch.span.clone();
     match store::commit(worker, beat, batch).await {
-        Stored::Committed(committed) => ack::delete(worker, beat, committed).await?,
+        Stored::Committed(committed) => ack::delete(worker, beat, committed, &process).await?,
         Stored::GaveUp(batch) => ack::release(worker, beat, batch).await,
     }
     Ok(())

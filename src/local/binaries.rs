@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 use sha2::{Digest, Sha512};
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 /// The oldest version whose dialect we use.
 pub const OLDEST: u32 = 15;
@@ -257,19 +258,23 @@ fn download(cache: &Path, search: &Search) -> Result<Binaries> {
     Ok(Binaries { folder, version, source: Source::Download })
 }
 
-fn fetch(url: &str, progress: Option<&Progress>) -> Result<Vec<u8>> {
-    use ureq::tls::{Certificate, RootCerts, TlsConfig};
-
-    // The machine's own list: behind a company's proxy only that one knows the certificate.
+/// TLS with the machine's own list of authorities: behind a company's proxy only that one knows the certificate.
+///
+/// # Errors
+/// If the machine has no such list.
+pub(crate) fn trusted_by_this_machine() -> Result<TlsConfig> {
     let roots = rustls_native_certs::load_native_certs().certs;
     ensure!(!roots.is_empty(), "no root certificates on this machine (package ca-certificates)");
     let roots: Vec<Certificate<'static>> = roots.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
-    let tls = TlsConfig::builder()
+    Ok(TlsConfig::builder()
         .root_certs(RootCerts::new_with_certs(&roots))
         .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .build();
+        .build())
+}
+
+fn fetch(url: &str, progress: Option<&Progress>) -> Result<Vec<u8>> {
     let agent = ureq::Agent::config_builder()
-        .tls_config(tls)
+        .tls_config(trusted_by_this_machine()?)
         .timeout_connect(Some(Duration::from_secs(10)))
         .timeout_recv_response(Some(Duration::from_secs(20)))
         .timeout_global(Some(Duration::from_secs(600)))

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tracing::{info, warn};
+use tracing::{Span, info, warn};
 
 use super::{
     Queue, QueueError, Store, Worker,
     batch::Batch,
     delays,
     receive::{Outcome, Receipt},
+    spans,
     store::Committed,
     watchdog::Beat,
 };
@@ -37,7 +38,9 @@ pub(super) async fn delete<Q: Queue, S: Store>(
     worker: &Worker<Q, S>,
     beat: &Beat,
     committed: Committed,
+    process: &Span,
 ) -> Result<(), QueueError> {
+    let span = spans::delete(process, &worker.queue.name(), committed.receipts().len());
     let deadline = Instant::now() + worker.settings.delete_budget;
     beat.expect(worker.settings.delete_budget + STUCK_AFTER);
     let total = committed.receipts().len();
@@ -60,6 +63,7 @@ pub(super) async fn delete<Q: Queue, S: Store>(
         sleep(delay).await;
     }
     if unknown > 0 {
+        spans::failed(&span, "undeleted");
         warn!("cannot delete {unknown} stored messages in time: they may come back as duplicates");
     }
     worker.metrics.deleted(total - unknown, unknown);

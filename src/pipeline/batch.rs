@@ -4,6 +4,7 @@
 use std::{fmt, sync::Arc};
 
 use tokio::time::Instant;
+use tracing::Span;
 
 use super::{
     PipelineSettings,
@@ -13,13 +14,14 @@ use super::{
 use crate::event::Event;
 
 /// What one transaction takes, and the receipts that it pays for.
-#[derive(Default)]
 pub struct Batch {
     pub(super) messages: Vec<Held>,
     pub(super) arrivals: Vec<Arrival>,
     pub(super) quarantined: Vec<Quarantined>,
     /// When its first message was received.
     pub(super) since: Option<Instant>,
+    /// What its trace is called, if traces are wanted.
+    pub(super) span: Span,
 }
 
 /// A message of the batch.
@@ -106,6 +108,13 @@ impl Batch {
         }
         // Messages count as well, so that a flood of noise cannot make a batch without end.
         settings.batch_size.saturating_sub(self.arrivals.len().max(self.messages.len()))
+    }
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        let (messages, arrivals, quarantined) = Default::default();
+        Self { messages, arrivals, quarantined, since: None, span: Span::none() }
     }
 }
 

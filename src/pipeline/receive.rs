@@ -14,7 +14,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{Queue, QueueError, Store, Worker, batch::Batch, decode::decode, delays, watchdog::Beat};
+use super::{Queue, QueueError, Store, Worker, batch::Batch, decode::decode, delays, spans, watchdog::Beat};
 use crate::metrics::Metrics;
 
 /// SQS hands out at most so many messages at a time.
@@ -125,6 +125,9 @@ pub(super) async fn gather<Q: Queue, S: Store>(
         let nothing = messages.is_empty();
         if !nothing {
             scout = None; // there is something: let the next poller look as well
+            if batch.is_empty() {
+                batch.span = spans::process(&worker.queue.name());
+            }
             worker.take_in(messages, places, &mut batch);
         }
         match failure {

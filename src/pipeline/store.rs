@@ -13,6 +13,7 @@ use super::{
     batch::{Arrival, Batch, Quarantined, Stage},
     delays,
     receive::{Outcome, Receipt},
+    spans,
     watchdog::Beat,
 };
 
@@ -64,6 +65,7 @@ impl Committed {
 
 /// Stores the batch, however long it takes.
 pub(super) async fn commit<Q: Queue, S: Store>(worker: &Worker<Q, S>, beat: &Beat, batch: Batch) -> Stored {
+    let trace = spans::store(&batch);
     let span = info_span!("batch", messages = batch.messages.len(), events = batch.arrivals.len());
     async {
         let started = Instant::now();
@@ -75,6 +77,8 @@ pub(super) async fn commit<Q: Queue, S: Store>(worker: &Worker<Q, S>, beat: &Bea
             never = keep_invisible(worker, &batch) => match never {},
             () = worker.shutdown.give_up.cancelled() => {
                 worker.counts.processed(since.elapsed(), true);
+                spans::failed(&trace, "gave_up");
+                spans::failed(&batch.span, "gave_up");
                 return Stored::GaveUp(batch);
             }
         }

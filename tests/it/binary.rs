@@ -19,6 +19,7 @@ mod several_queues;
 mod shadow;
 mod starting;
 mod status;
+mod traces;
 
 use std::{
     env,

@@ -43,6 +43,7 @@ async fn a_value_out_of_its_range_is_refused_by_name() {
     check(&["--receive-wait=1500ms"], &["RECEIVE_WAIT", "whole seconds"]).await;
     check(&["--visibility-timeout=1s"], &["VISIBILITY_TIMEOUT", "2s"]).await;
     check(&["--visibility-timeout=13h"], &["VISIBILITY_TIMEOUT", "12h"]).await;
+    check(&["--otlp-endpoint=127.0.0.1:4317"], &["--otlp-endpoint", "http://127.0.0.1:4318"]).await;
     check(&["--sweep-interval=0s"], &["SWEEP_INTERVAL"]).await;
     check(&["--database-connections=0"], &["DATABASE_CONNECTIONS", "1"]).await;
 }

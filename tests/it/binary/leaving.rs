@@ -27,7 +27,7 @@ fn story(mails: usize) -> Story {
 }
 
 /// Nobody can store before the transaction that this returns is over.
-async fn block(database: &Database) -> sqlx::Transaction<'static, sqlx::Postgres> {
+pub(super) async fn block(database: &Database) -> sqlx::Transaction<'static, sqlx::Postgres> {
     let mut blocker = database.pool.begin().await.expect("the database is there");
     let lock = "LOCK TABLE email_events, orphaned_events, quarantined_messages IN ACCESS EXCLUSIVE MODE";
     sqlx::query(lock).execute(&mut *blocker).await.expect("the tables are there");
