@@ -104,6 +104,8 @@ metrics! {
     oldest_orphan_age_seconds: Gauge = Gauge::default();
     /// Bodies in quarantine, counted once a minute.
     quarantined_bodies: Gauge = Gauge::default();
+    /// Monthly partitions that are there beyond this month; three have to be.
+    months_ahead: Gauge = Gauge::default();
     /// Times that retention came to its end without a fault, also if it keeps everything.
     retention_runs: Counter = Counter::default();
 

@@ -127,16 +127,17 @@ pub async fn once(
     Ok(done)
 }
 
-/// Counts what waits: orphans, and bodies in quarantine.
+/// Counts what waits, orphans and bodies in quarantine, and the months that have their partition.
 ///
 /// # Errors
 /// If the database cannot be read.
 pub async fn gauge(postgres: &Postgres, metrics: &Metrics) -> anyhow::Result<()> {
-    let rooms = waiting_rooms(postgres).await?;
+    let rooms = waiting_rooms(postgres, MONTHS_AHEAD).await?;
     let age = rooms.oldest_orphan_at.map_or(0, |at| (OffsetDateTime::now_utc() - at).whole_seconds().max(0));
     metrics.orphans.set(rooms.orphans);
     metrics.oldest_orphan_age_seconds.set(age);
     metrics.quarantined_bodies.set(rooms.quarantined_bodies);
+    metrics.months_ahead.set(rooms.months_ahead);
     Ok(())
 }
 

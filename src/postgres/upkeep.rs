@@ -14,6 +14,8 @@ pub struct WaitingRooms {
     pub orphans: i64,
     pub oldest_orphan_at: Option<OffsetDateTime>,
     pub quarantined_bodies: i64,
+    /// Monthly partitions that are there beyond this month, of those that have to be.
+    pub months_ahead: i64,
 }
 
 /// What one slice of the pass over old payloads did.
@@ -24,21 +26,26 @@ pub struct Emptied {
     pub finished: bool,
 }
 
-/// Counts orphans and quarantined bodies.
+/// Counts orphans and quarantined bodies, and which of the next months have their partition.
 ///
 /// # Errors
 /// If the database cannot be read.
-pub async fn waiting_rooms(postgres: &Postgres) -> anyhow::Result<WaitingRooms> {
+pub async fn waiting_rooms(postgres: &Postgres, months: u32) -> anyhow::Result<WaitingRooms> {
     let query = sqlx::query(
         "SELECT (SELECT count(*) FROM orphaned_events) AS orphans,
                 (SELECT stored_at FROM orphaned_events ORDER BY uuid LIMIT 1) AS oldest_orphan_at,
-                (SELECT count(*) FROM quarantined_messages) AS quarantined_bodies",
-    );
+                (SELECT count(*) FROM quarantined_messages) AS quarantined_bodies,
+                (SELECT count(*) FROM generate_series(1, $1) AS n
+                 WHERE to_regclass('email_events_' || to_char((now() + make_interval(months => n)) AT TIME ZONE 'UTC', '\"y\"YYYY\"m\"MM'))
+                       IS NOT NULL) AS months_ahead",
+    )
+    .bind(months as i32);
     let read = |row: PgRow| {
         Ok(WaitingRooms {
             orphans: row.try_get("orphans")?,
             oldest_orphan_at: row.try_get("oldest_orphan_at")?,
             quarantined_bodies: row.try_get("quarantined_bodies")?,
+            months_ahead: row.try_get("months_ahead")?,
         })
     };
     let counted = postgres.patiently(query.try_map(read).fetch_one(postgres)).await;
