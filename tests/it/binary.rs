@@ -99,9 +99,9 @@ pub(crate) struct Running {
 
 /// What a probe answers.
 #[derive(Debug, PartialEq)]
-struct Answer {
+pub(crate) struct Answer {
     status: u16,
-    body: String,
+    pub(crate) body: String,
 }
 
 impl Running {
@@ -152,14 +152,14 @@ impl Running {
     }
 
     /// Where it serves its probes.
-    async fn address(&self) -> String {
+    pub(crate) async fn address(&self) -> String {
         self.says("probes and metrics at http://").await;
         let log = self.log();
         let address = log.split("probes and metrics at http://").nth(1).and_then(|rest| rest.split('/').next());
         address.expect("the log names it").to_owned()
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         let mut stream = TcpStream::connect(self.address().await).await.expect("the probes are served");
         let request = format!("GET {path} HTTP/1.1\r\nHost: probe\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.expect("the probes take requests");

@@ -22,6 +22,7 @@ mod faults;
 mod local;
 mod local_postgres;
 mod nothing_is_lost;
+mod observability;
 mod orphans;
 mod outages;
 mod pulse;
