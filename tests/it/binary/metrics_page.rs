@@ -7,7 +7,7 @@ use ses_ledger::local::story::{Mess, Profile, Story, StorySettings};
 use time::macros::datetime;
 use tokio::io::AsyncReadExt as _;
 
-use super::{Running, play};
+use super::{Running, play, until};
 use crate::{database, worker::Queue};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -80,6 +80,10 @@ async fn requests_are_timed_by_the_names_of_opentelemetry() {
     assert!(of("messaging_client_operation_duration", "delete", "settle") >= 3.0, "25 messages, ten in a request");
     assert!(of("messaging_process_duration", "process", "process") >= 1.0);
     assert!(page.value(STORED) >= 1.0);
+    until("the months are counted", async || {
+        Page::read(&running.get("/metrics").await.body).value("ses_ledger_months_ahead") == 3.0
+    })
+    .await;
     let consumed = page.values.iter().find(|(name, _)| name.starts_with("messaging_client_consumed_messages_total{"));
     assert_eq!(consumed.map(|(_, count)| *count), Some(25.0));
     assert!(page.value("process_resident_memory_bytes") > 1e6 && page.value("process_open_fds") > 3.0);
