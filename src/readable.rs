@@ -79,12 +79,36 @@ pub(crate) fn json_time_if_any<S: Serializer>(at: &Option<OffsetDateTime>, seria
 }
 
 /// At most so many characters, none of them a control character.
+/// At most so many characters, none of which moves the cursor or turns the direction of writing.
 pub(crate) fn one_line(text: &str, longest: usize) -> String {
-    let flat: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let flat: String = text.chars().take(longest + 1).map(|c| if moves(c) { ' ' } else { c }).collect();
     match flat.char_indices().nth(longest) {
         Some((end, _)) => format!("{}…", &flat[..end]),
         None => flat,
     }
+}
+
+/// Control characters, line separators, and what sets the direction of writing.
+fn moves(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+/// As JSON on one line, in which a terminal finds nothing to obey either.
+///
+/// # Errors
+/// If it cannot be written as JSON.
+pub(crate) fn json(value: &impl serde::Serialize) -> serde_json::Result<String> {
+    let json = serde_json::to_string(value)?;
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        match moves(c) {
+            // In JSON that was written on one line they stand within strings. All of them take four digits.
+            true => text.push_str(&format!("\\u{:04x}", u32::from(c))),
+            false => text.push(c),
+        }
+    }
+    Ok(text)
 }
 
 #[cfg(test)]
@@ -101,5 +125,15 @@ mod tests {
         let told =
             [0, 320, 1_500, 59_000, 150_000, 7_260_000, 93_600_000, 180_000_000].map(Duration::from_millis).map(span);
         assert_eq!(told, ["0 ms", "320 ms", "1.5 s", "59 s", "2 min", "2 h 1 min", "1 day 2 h", "2 days 2 h"]);
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_becomes_a_blank_and_an_escape_in_json() {
+        let hostile = "a\x1b[2Jb\u{9b}31mc\u{202e}d\ne\u{2028}f\u{2066}g\u{7f}";
+        assert_eq!(one_line(hostile, 80), "a [2Jb 31mc d e f g ");
+        assert_eq!(one_line(hostile, 3), "a […");
+        let json = json(&hostile).expect("it is text");
+        assert!(json.chars().all(|c| !moves(c)), "{json}");
+        assert_eq!(serde_json::from_str::<String>(&json).expect("it is JSON"), hostile);
     }
 }

@@ -63,6 +63,10 @@ impl Screen {
         self.painted("1", text)
     }
 
+    pub(super) fn dim(&self, text: &str) -> String {
+        self.painted("2", text)
+    }
+
     pub(super) fn green(&self, text: &str) -> String {
         self.painted("1;32", text)
     }
@@ -102,11 +106,12 @@ pub(super) fn listed(title: &str, pairs: &[(String, i64)]) -> String {
     if pairs.is_empty() { text + "  nothing" } else { text }
 }
 
-/// A title and a text, wrapped at 80 columns; further lines begin below the text.
+/// A title and a text, wrapped at 80 columns; further lines begin below the text. A word that fits no line is cut.
 pub(super) fn wrapped(title: &str, text: &str) -> String {
     let (mut lines, indent) = (title.to_owned(), title.chars().count());
     let mut column = indent;
-    for (n, word) in text.split_whitespace().enumerate() {
+    let words = text.split_whitespace().flat_map(|word| pieces(word, 80 - indent.min(60)));
+    for (n, word) in words.enumerate() {
         let length = word.chars().count();
         if n > 0 && column + 1 + length > 80 {
             lines.push_str(&format!("\n{:indent$}", ""));
@@ -119,6 +124,19 @@ pub(super) fn wrapped(title: &str, text: &str) -> String {
         column += length;
     }
     lines
+}
+
+fn pieces(word: &str, longest: usize) -> impl Iterator<Item = &str> {
+    let mut rest = Some(word);
+    std::iter::from_fn(move || {
+        let word = rest.take()?;
+        let (piece, more) = word.char_indices().nth(longest).map_or((word, None), |(at, _)| {
+            let (piece, more) = word.split_at(at);
+            (piece, Some(more))
+        });
+        rest = more;
+        Some(piece)
+    })
 }
 
 #[cfg(test)]
@@ -135,5 +153,13 @@ mod tests {
         );
         let words: Vec<&str> = shown.split_whitespace().skip(1).collect();
         assert_eq!(words, text.split_whitespace().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_word_that_fits_no_line_is_cut() {
+        let word = "é".repeat(200);
+        let shown = wrapped("  - ", &format!("a {word} b"));
+        assert!(shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
+        assert_eq!(shown.matches('é').count(), 200);
     }
 }
