@@ -4,6 +4,7 @@ pub mod answers;
 pub mod audit;
 mod iam;
 mod login;
+pub mod mails;
 pub mod migrations;
 pub mod pulse;
 pub mod schema;

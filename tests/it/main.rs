@@ -28,6 +28,7 @@ mod outages;
 mod pulse;
 mod roles;
 mod schema;
+mod search;
 mod signature;
 mod simulate;
 mod status;
