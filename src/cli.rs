@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::format_description};
 
 use crate::{
-    commands::{decode, demo::DemoArgs, health, migrate::MigrateArgs, simulate::SimulateArgs, status::StatusArgs},
+    commands::{decode, demo::DemoArgs, explain::ExplainArgs, find::FindArgs, health, migrate::MigrateArgs, simulate::SimulateArgs, status::StatusArgs},
     metrics::{Export, emf::EmfSettings},
     pipeline::{
         PipelineSettings,
@@ -70,6 +70,15 @@ pub enum Command {
     /// What could not be asked is called unknown, with the reason. Exits with 1 if something needs somebody, and says what to do
     /// next. A login of the role ses_ledger_operator is enough.
     Status(StatusArgs),
+    /// Did X get my mail? Finds mails by an address, an id or words of the subject
+    ///
+    /// Newest first, one entry for each mail and recipient: what became of it for whom, and when. Without words: the newest mails.
+    /// Exits with 1 if there is none.
+    Find(FindArgs),
+    /// What happened to this mail? Its whole history in plain words, who must act, and what is missing and why
+    ///
+    /// Exits with 1 if no mail has this id, and says what is known of it all the same.
+    Explain(ExplainArgs),
     /// Prove on this machine, or on your own deployment, that nothing is lost, doubled or wrong
     ///
     /// Makes up mails and what SES reports about them, in every envelope, and knows the truth. Misbehaves like the real world:
@@ -312,6 +321,8 @@ impl Cli {
             Command::Simulate(args) => args.check(),
             Command::Migrate(args) => args.check(),
             Command::Status(args) => args.database.check(),
+            Command::Find(args) => args.check(),
+            Command::Explain(args) => args.check(),
             Command::Decode(_) | Command::Health(_) => Ok(()),
         };
         checked.map_err(|wrong| {

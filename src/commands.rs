@@ -2,11 +2,14 @@
 
 pub mod decode;
 pub mod demo;
+pub mod explain;
+pub mod find;
 pub mod health;
 pub mod migrate;
 pub mod run;
 pub mod simulate;
 pub mod status;
 
+mod ask;
 mod screen;
 mod target;

@@ -17,6 +17,8 @@ pub mod pulse;
 pub mod status;
 pub mod upkeep;
 
+pub mod explain;
+
 pub mod cli;
 pub mod commands;
 pub mod http;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use ses_ledger::{
     cli::{Cli, Command, EXIT_USAGE, Surroundings},
-    commands::{decode, demo, health, migrate, run, simulate, status},
+    commands::{decode, demo, explain, find, health, migrate, run, simulate, status},
     telemetry,
 };
 
@@ -26,6 +26,8 @@ fn main() -> ExitCode {
         Command::Health(args) => on_runtime(health::run(args)),
         Command::Demo(args) => on_runtime(demo::run(*args, Surroundings::read())),
         Command::Status(args) => on_runtime(status::run(args)),
+        Command::Find(args) => on_runtime(find::run(args)),
+        Command::Explain(args) => on_runtime(explain::run(args)),
         Command::Simulate(args) => on_runtime(simulate::run(*args, Surroundings::read())),
         Command::Migrate(args) => on_runtime(migrate::run(args)),
         Command::Decode(args) => decode::run(args),

@@ -4,6 +4,8 @@
 mod configuration;
 mod database_away;
 mod decoding;
+mod explaining;
+mod finding;
 mod help;
 mod history;
 mod killed;

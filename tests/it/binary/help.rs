@@ -88,8 +88,17 @@ async fn the_help_of_simulate_is_the_one_that_was_read_last() {
 }
 
 #[tokio::test]
+async fn the_help_of_the_questions_about_mails_is_the_one_that_was_read_last() {
+    check(&["find"]).await;
+    check(&["explain"]).await;
+}
+
+#[tokio::test]
 async fn no_line_of_the_help_is_wider_than_the_terminal() {
     for command in [vec![], vec!["run"], vec!["status"], vec!["migrate"], vec!["decode"], vec!["simulate"]] {
+    for command in
+        [vec![], vec!["run"], vec!["migrate"], vec!["decode"], vec!["simulate"], vec!["find"], vec!["explain"]]
+    {
         for columns in [80, 100] {
             let text = help(&command, columns).await;
             let wide: Vec<&str> = text.lines().filter(|line| line.chars().count() > columns).collect();

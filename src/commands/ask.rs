@@ -1,0 +1,49 @@
+//! What the commands that ask questions share: the connection, and answers as JSON.
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use serde::Serialize;
+
+use crate::{
+    cli::{DatabaseArgs, EXIT_UNAVAILABLE, EXIT_USAGE},
+    postgres::{
+        Postgres,
+        migrations::{self, State},
+    },
+    readable,
+};
+
+/// A database that lets us in, that nobody can change through this connection, and whose schema has what we ask for.
+/// Says what is wrong otherwise, and how the program is to end.
+pub(super) async fn reader(database: &DatabaseArgs) -> Result<Postgres, ExitCode> {
+    let postgres = Postgres::new(&database.reader()).map_err(|e| refused(&format!("{e:#}"), EXIT_USAGE))?;
+    postgres.try_connect().await.map_err(|e| refused(&e.to_string(), EXIT_UNAVAILABLE))?;
+    let all = migrations::status(&postgres).await.map_err(|e| {
+        let fix = "To mend it: GRANT ses_ledger_operator TO this login";
+        refused(&format!("{e:#}. {fix}"), EXIT_UNAVAILABLE)
+    })?;
+    match all.iter().find(|migration| migration.state == State::Pending) {
+        None => Ok(postgres),
+        Some(pending) => {
+            let what = format!("migration {} ({}) has not run here", pending.version, pending.description);
+            Err(refused(&format!("{what}. To mend it: ses-ledger migrate up"), EXIT_UNAVAILABLE))
+        }
+    }
+}
+
+fn refused(why: &str, code: u8) -> ExitCode {
+    eprintln!("error: {why}");
+    ExitCode::from(code)
+}
+
+/// One document on standard output. What a terminal would obey is escaped in it.
+///
+/// # Errors
+/// If standard output is closed.
+pub(super) fn print_json(answer: &impl Serialize) -> anyhow::Result<()> {
+    let text = readable::json(answer)?;
+    Ok(writeln!(io::stdout().lock(), "{text}")?)
+}
