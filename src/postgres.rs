@@ -12,6 +12,7 @@ mod secret;
 pub mod sender;
 mod session;
 pub mod simulation;
+pub mod stuck;
 mod tls;
 pub mod upkeep;
 

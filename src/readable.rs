@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::Serializer;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::format_description};
+use uuid::Uuid;
 
 /// 1234567 as 1,234,567.
 pub(crate) fn grouped(number: u64) -> String {
@@ -109,6 +110,25 @@ pub(crate) fn json(value: &impl serde::Serialize) -> serde_json::Result<String> 
         }
     }
     Ok(text)
+}
+
+/// A time, or none, as JSON has it: `2026-11-21T15:30:00Z`.
+pub(crate) fn rfc3339<S: Serializer>(
+    at: &(impl Copy + Into<Option<OffsetDateTime>>),
+    to: S,
+) -> Result<S::Ok, S::Error> {
+    match (*at).into() {
+        Some(at) => to.serialize_str(&at.format(&Rfc3339).unwrap_or_default()),
+        None => to.serialize_none(),
+    }
+}
+
+/// A UUID, or none, as JSON has it.
+pub(crate) fn hyphenated<S: Serializer>(id: &(impl Copy + Into<Option<Uuid>>), to: S) -> Result<S::Ok, S::Error> {
+    match (*id).into() {
+        Some(id) => to.collect_str(&id),
+        None => to.serialize_none(),
+    }
 }
 
 #[cfg(test)]

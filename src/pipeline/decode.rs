@@ -15,6 +15,7 @@
 //!   Text that starts like JSON is never a plain notice, and a kind is never guessed from keys.
 
 mod envelope;
+mod excerpt;
 mod json;
 mod noise;
 mod rows;
@@ -25,6 +26,7 @@ use std::fmt;
 
 use time::OffsetDateTime;
 
+pub use excerpt::{Excerpt, excerpt};
 pub use ses::{Recipient, SesEvent};
 
 /// What an operator may choose about decoding.

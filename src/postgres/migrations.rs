@@ -79,7 +79,13 @@ pub async fn status(postgres: &Postgres) -> anyhow::Result<Vec<Migration>> {
 /// # Errors
 /// If the database cannot be reached.
 pub async fn would_lose(postgres: &Postgres, target: i64) -> anyhow::Result<Option<&'static str>> {
-    let tables = [(3, "email_logs"), (4, "email_events"), (5, "orphaned_events"), (6, "quarantined_messages")];
+    let tables = [
+        (3, "email_logs"),
+        (4, "email_events"),
+        (5, "orphaned_events"),
+        (6, "quarantined_messages"),
+        (13, "ses_ledger_removals"),
+    ];
     for (_, table) in tables.into_iter().filter(|(version, _)| *version > target) {
         if has_rows(postgres, table).await.with_context(|| format!("cannot look into {table}"))? {
             return Ok(Some(table));
