@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::format_description};
 
 use crate::{
-    commands::{decode, demo::DemoArgs, explain::ExplainArgs, find::FindArgs, health, migrate::MigrateArgs, simulate::SimulateArgs, status::StatusArgs},
+    commands::{decode, demo::DemoArgs, explain::ExplainArgs, find::FindArgs, health, migrate::MigrateArgs, orphans::OrphansArgs, simulate::SimulateArgs, status::StatusArgs},
     metrics::{Export, emf::EmfSettings},
     pipeline::{
         PipelineSettings,
@@ -79,6 +79,8 @@ pub enum Command {
     ///
     /// Exits with 1 if no mail has this id, and says what is known of it all the same.
     Explain(ExplainArgs),
+    /// What waits for its mail, and why: list, show, attach or remove orphaned events
+    Orphans(Box<OrphansArgs>),
     /// Prove on this machine, or on your own deployment, that nothing is lost, doubled or wrong
     ///
     /// Makes up mails and what SES reports about them, in every envelope, and knows the truth. Misbehaves like the real world:
@@ -318,6 +320,7 @@ impl Cli {
         let checked = match &mut cli.command {
             Command::Run(args) => args.check(),
             Command::Demo(args) => args.worker.check(),
+            Command::Orphans(args) => args.check(),
             Command::Simulate(args) => args.check(),
             Command::Migrate(args) => args.check(),
             Command::Status(args) => args.database.check(),

@@ -6,10 +6,12 @@ pub mod explain;
 pub mod find;
 pub mod health;
 pub mod migrate;
+pub mod orphans;
 pub mod run;
 pub mod simulate;
 pub mod status;
 
 mod ask;
+mod removal;
 mod screen;
 mod target;

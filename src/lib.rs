@@ -15,6 +15,7 @@ pub mod orphans;
 pub mod postgres;
 pub mod pulse;
 pub mod status;
+pub mod replay;
 pub mod upkeep;
 
 pub mod explain;

@@ -50,7 +50,7 @@ pub async fn sweep(postgres: &Postgres, turns: &mut Turns) -> Result<u64, StoreE
     let mut attached = 0;
     sweep_after(postgres, young, None, &mut attached).await?;
     for _ in 0..OLD_SLICES {
-        match next_slice(postgres, turns.0, &mut attached).await? {
+        match attach_next(postgres, turns.0, &mut attached).await? {
             Some(last) if last < young => turns.0 = last,
             _ => {
                 *turns = Turns::default(); // round again
@@ -67,7 +67,7 @@ async fn sweep_after(
     until: Option<Instant>,
     attached: &mut u64,
 ) -> Result<bool, StoreError> {
-    while let Some(last) = next_slice(postgres, after, attached).await? {
+    while let Some(last) = attach_next(postgres, after, attached).await? {
         after = last;
         if until.is_some_and(|until| Instant::now() >= until) {
             return Ok(false);
@@ -76,8 +76,11 @@ async fn sweep_after(
     Ok(true)
 }
 
-/// One slice. An orphan that the database refuses to attach is found by smaller and smaller slices, and passed over.
-async fn next_slice(postgres: &Postgres, after: Uuid, attached: &mut u64) -> Result<Option<Uuid>, StoreError> {
+/// The next slice after this orphan; the last one that it looked at. An orphan that the database refuses to attach is found by smaller and smaller slices, and passed over.
+///
+/// # Errors
+/// As for [`Postgres::sweep`].
+pub async fn attach_next(postgres: &Postgres, after: Uuid, attached: &mut u64) -> Result<Option<Uuid>, StoreError> {
     let mut limit = SLICE;
     loop {
         match postgres.sweep(after, limit).await {

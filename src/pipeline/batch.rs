@@ -8,7 +8,7 @@ use tracing::Span;
 
 use super::{
     PipelineSettings,
-    decode::{self, Leaf, Reject},
+    decode::{self, IgnoreReason, Leaf, Reject},
     receive::{Message, Origin, Outcome, Receipt},
 };
 use crate::event::Event;
@@ -53,6 +53,14 @@ pub struct Quarantined {
     pub(super) message: usize,
 }
 
+/// What a body holds, ready to be stored.
+#[derive(Debug, Default)]
+pub struct Contents {
+    pub arrivals: Vec<Arrival>,
+    pub quarantined: Vec<Quarantined>,
+    pub ignored: Vec<IgnoreReason>,
+}
+
 /// Which stage sent a body to quarantine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
@@ -65,34 +73,8 @@ impl Batch {
     pub(super) fn add(&mut self, message: Message, leaves: Vec<Leaf>, now: Instant) {
         let Message { receipt, origin, body } = message;
         let number = self.messages.len();
-        let mut outcome = Outcome::Ignored;
-        for leaf in leaves {
-            match leaf.outcome {
-                decode::Outcome::Ignored(_) => {}
-                decode::Outcome::Event(event) => {
-                    if outcome == Outcome::Ignored {
-                        outcome = Outcome::Stored;
-                    }
-                    let events = event.into_events().into_iter();
-                    self.arrivals.extend(events.map(|event| Arrival {
-                        event,
-                        origin: Arc::clone(&origin),
-                        message: number,
-                    }));
-                }
-                decode::Outcome::Rejected(Reject { reason, at, raw }) => {
-                    outcome = Outcome::Rejected;
-                    self.quarantined.push(Quarantined {
-                        body: raw,
-                        stage: Stage::Decode,
-                        reason: reason.as_str().to_owned(),
-                        at,
-                        origin: Arc::clone(&origin),
-                        message: number,
-                    });
-                }
-            }
-        }
+        let Self { arrivals, quarantined, .. } = self;
+        let outcome = sort(leaves, &origin, number, arrivals, quarantined, |_| {});
         self.messages.push(Held { receipt, outcome, body });
         self.since.get_or_insert(now);
     }
@@ -116,6 +98,47 @@ impl Default for Batch {
         let (messages, arrivals, quarantined) = Default::default();
         Self { messages, arrivals, quarantined, since: None, span: Span::none() }
     }
+}
+
+impl Contents {
+    /// What a body that did not come from a queue just now was decoded to.
+    pub fn of(leaves: Vec<Leaf>, origin: &Arc<Origin>) -> Self {
+        let mut contents = Self::default();
+        let Self { arrivals, quarantined, ignored } = &mut contents;
+        sort(leaves, origin, 0, arrivals, quarantined, |reason| ignored.push(reason));
+        contents
+    }
+}
+
+/// What becomes of each leaf. Returns the gravest of their outcomes.
+fn sort(
+    leaves: Vec<Leaf>,
+    origin: &Arc<Origin>,
+    message: usize,
+    arrivals: &mut Vec<Arrival>,
+    quarantined: &mut Vec<Quarantined>,
+    mut ignore: impl FnMut(IgnoreReason),
+) -> Outcome {
+    let mut outcome = Outcome::Ignored;
+    for leaf in leaves {
+        let origin = || Arc::clone(origin);
+        match leaf.outcome {
+            decode::Outcome::Ignored(reason) => ignore(reason),
+            decode::Outcome::Event(event) => {
+                if outcome == Outcome::Ignored {
+                    outcome = Outcome::Stored;
+                }
+                let events = event.into_events().into_iter();
+                arrivals.extend(events.map(|event| Arrival { event, origin: origin(), message }));
+            }
+            decode::Outcome::Rejected(Reject { reason, at, raw }) => {
+                outcome = Outcome::Rejected;
+                let (body, reason) = (raw, reason.as_str().to_owned());
+                quarantined.push(Quarantined { body, stage: Stage::Decode, reason, at, origin: origin(), message });
+            }
+        }
+    }
+    outcome
 }
 
 impl Arrival {

@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::Postgres;
+pub use super::answers::orphans_left;
 use crate::readable::{hyphenated, rfc3339};
 
 /// A page of a list that is ordered newest first.
@@ -229,6 +230,19 @@ pub enum Which {
     One(Uuid),
 }
 
+/// What a login may be asked to do here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Attach orphans: as the worker does.
+    Retry,
+    /// Store what a body holds: as the worker does.
+    Replay,
+    /// Remove orphans: the worker may not.
+    Expire,
+    /// Remove bodies: the worker may not.
+    Drop,
+}
+
 /// What somebody removed.
 #[derive(Clone, Debug, Serialize)]
 pub struct Removal {
@@ -368,6 +382,114 @@ pub async fn removals(postgres: &Postgres, what: &str, most: u32) -> anyhow::Res
     let query = query.bind(what).bind(i64::from(most));
     let removals = postgres.patiently(query.try_map(read).fetch_all(postgres)).await;
     removals.context("cannot read what was removed")
+}
+
+/// Notes what a replay of a body came to. `outcome` begins with `still ` unless all of it was understood and stored.
+///
+/// # Errors
+/// If the database cannot be reached, or the login may not.
+pub async fn note_replay(postgres: &Postgres, uuid: Uuid, outcome: &str) -> anyhow::Result<()> {
+    let query = sqlx::query(
+        "UPDATE quarantined_messages
+         SET replay_count = replay_count + 1, last_replayed_at = now(), last_replay_outcome = $2 WHERE uuid = $1",
+    );
+    let noted = postgres.patiently(query.bind(uuid).bind(outcome).execute(postgres)).await;
+    noted.map(drop).context("cannot note that a body was replayed")
+}
+
+/// Orphans that were parked before that, oldest first: of one mail, or of all. Not those whose mail is known by now, which
+/// the next sweep takes. `after` is the last one of the page before.
+///
+/// # Errors
+/// If the database cannot be read.
+pub async fn expirable(
+    postgres: &Postgres,
+    older_than: Duration,
+    id: Option<&str>,
+    after: Uuid,
+    most: u32,
+) -> anyhow::Result<Vec<Uuid>> {
+    let query = sqlx::query_scalar(
+        "SELECT o.uuid FROM orphaned_events AS o
+         WHERE o.uuid > $1 AND o.uuid < ses_ledger_uuid_floor(now() - make_interval(secs => $2))
+           AND o.stored_at < now() - make_interval(secs => $2)
+           AND ($3::text IS NULL OR o.aws_message_id = ses_ledger_message_id($3))
+           AND NOT EXISTS (SELECT FROM email_logs AS l WHERE l.aws_message_id = o.aws_message_id)
+           AND NOT EXISTS (SELECT FROM email_logs AS l WHERE l.uuid = o.log_uuid)
+         ORDER BY o.uuid LIMIT $4",
+    );
+    let query = query.bind(after).bind(older_than.as_secs_f64()).bind(id).bind(i64::from(most));
+    postgres.patiently(query.fetch_all(postgres)).await.context("cannot read the orphaned events")
+}
+
+/// These orphans as they are, as JSON.
+///
+/// # Errors
+/// If the database cannot be read.
+pub async fn orphans_as_json(postgres: &Postgres, uuids: &[Uuid]) -> anyhow::Result<Vec<String>> {
+    let query =
+        sqlx::query_scalar("SELECT to_jsonb(o)::text FROM orphaned_events AS o WHERE uuid = ANY ($1) ORDER BY uuid");
+    postgres.patiently(query.bind(uuids).fetch_all(postgres)).await.context("cannot read the orphaned events")
+}
+
+/// Removes those of these orphans that were parked before that and whose mail is unknown. `run` and `why` are those of
+/// all slices of one removal. Returns how many there were.
+///
+/// # Errors
+/// If the database cannot be reached, or the login may not.
+pub async fn expire_orphans(
+    postgres: &Postgres,
+    run: Uuid,
+    uuids: &[Uuid],
+    older_than: Duration,
+    why: &str,
+) -> anyhow::Result<u64> {
+    let query = sqlx::query_scalar("SELECT ses_ledger_expire_orphans($1, $2, make_interval(secs => $3), $4)");
+    let query = query.bind(run).bind(uuids).bind(older_than.as_secs_f64()).bind(why);
+    let removed: i64 = postgres.patiently(query.fetch_one(postgres)).await.context("cannot remove orphaned events")?;
+    Ok(removed as u64)
+}
+
+/// Removes these bodies from the quarantine. `run` and `why` are those of all slices of one removal. Returns how many
+/// there were.
+///
+/// # Errors
+/// If the database cannot be reached, or the login may not.
+pub async fn drop_quarantined(postgres: &Postgres, run: Uuid, uuids: &[Uuid], why: &str) -> anyhow::Result<u64> {
+    let query = sqlx::query_scalar("SELECT ses_ledger_drop_quarantined($1, $2, $3)").bind(run).bind(uuids).bind(why);
+    let removed: i64 =
+        postgres.patiently(query.fetch_one(postgres)).await.context("cannot remove quarantined bodies")?;
+    Ok(removed as u64)
+}
+
+/// What this login lacks for such work, as the statement that gives it. `None`: nothing.
+///
+/// # Errors
+/// If the database cannot be read.
+pub async fn lacks(postgres: &Postgres, work: Work) -> anyhow::Result<Option<String>> {
+    let (question, grant) = match work {
+        Work::Replay => (
+            "has_table_privilege('email_events', 'INSERT') AND has_table_privilege('quarantined_messages', 'UPDATE')",
+            "GRANT ses_ledger_worker TO",
+        ),
+        Work::Retry => ("has_table_privilege('orphaned_events', 'DELETE')", "GRANT ses_ledger_worker TO"),
+        Work::Expire => (
+            "has_function_privilege('ses_ledger_expire_orphans(uuid, uuid[], interval, text)', 'EXECUTE')",
+            "GRANT EXECUTE ON FUNCTION ses_ledger_expire_orphans TO",
+        ),
+        Work::Drop => (
+            "has_function_privilege('ses_ledger_drop_quarantined(uuid, uuid[], text)', 'EXECUTE')",
+            "GRANT EXECUTE ON FUNCTION ses_ledger_drop_quarantined TO",
+        ),
+    };
+    // Not from outside: one of the questions above.
+    let query = sqlx::query(sqlx::AssertSqlSafe(format!("SELECT {question}, quote_ident(current_user)")));
+    let read = |row: PgRow| Ok((row.try_get(0)?, row.try_get(1)?));
+    let (may, login): (bool, String) = postgres
+        .patiently(query.try_map(read).fetch_one(postgres))
+        .await
+        .context("cannot read what this login may do; is the schema up to date (ses-ledger migrate status)?")?;
+    Ok((!may).then(|| format!("{grant} {login};")))
 }
 
 impl Why {

@@ -1,0 +1,534 @@
+//! `ses-ledger orphans`: events whose mail is not known, and why.
+
+use std::{process::ExitCode, time::Duration};
+
+use serde::Serialize;
+use serde_json::json;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{
+    removal::{Export, RemovalArgs, is_wanted},
+    screen::{Screen, grouped, listed, one_line, wrapped},
+};
+use crate::{
+    cli::{DatabaseArgs, EXIT_UNAVAILABLE, EXIT_USAGE, duration},
+    orphans::attach_next,
+    postgres::{
+        Postgres, PostgresSettings,
+        stuck::{
+            self, OrphanGroup, OrphanGroups, OrphanedMail, OrphanedMailInFull, OrphanedMails, Page, Removal, Why, Work,
+        },
+    },
+    readable::{second, span},
+};
+
+/// Arguments of `orphans`.
+#[derive(Clone, clap::Args)]
+pub struct OrphansArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Clone, clap::Subcommand)]
+enum What {
+    /// List why events wait, in groups; with --ids mail by mail
+    List(ListArgs),
+    /// Show all that waits for one mail, and what would attach it
+    Show(ShowArgs),
+    /// Attach now what the worker's sweep would attach later
+    Retry(RetryArgs),
+    /// Remove events that waited too long, visibly
+    ///
+    /// They are counted in the table ses_ledger_removals, with who removed them. Events whose log row is there by now are
+    /// left alone: they are attached. Needs a login that is a member of ses_ledger_owner, or was granted the right to
+    /// execute ses_ledger_expire_orphans.
+    Expire(ExpireArgs),
+}
+
+#[derive(Clone, clap::Args)]
+struct ListArgs {
+    /// List the mails themselves, those with the newest event first
+    #[arg(long)]
+    ids: bool,
+
+    /// Only those that wait for this reason
+    #[arg(long, value_enum, value_name = "REASON", requires = "ids")]
+    why: Option<Why>,
+
+    /// At most so many mails, 1 to 1000
+    #[arg(long, default_value_t = 50, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000), requires = "ids")]
+    limit: u32,
+
+    /// Go on where the page before ended
+    #[arg(long, value_name = "UUID", requires = "ids")]
+    after: Option<Uuid>,
+
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    database: DatabaseArgs,
+}
+
+#[derive(Clone, clap::Args)]
+struct ShowArgs {
+    /// The id that SES gave the mail, or the uuid of one of its orphaned events
+    id: String,
+
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    database: DatabaseArgs,
+}
+
+#[derive(Clone, clap::Args)]
+struct RetryArgs {
+    /// Only the events of this mail: the id that SES gave it [default: all events that wait]
+    #[arg(long, value_name = "ID")]
+    id: Option<String>,
+
+    /// Print one JSON object per line: progress, then the answer
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    database: DatabaseArgs,
+}
+
+#[derive(Clone, clap::Args)]
+struct ExpireArgs {
+    /// Those that were parked before that, like 90d; at least 1d
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    older_than: Duration,
+
+    /// Only the events of this mail: the id that SES gave it [default: all]
+    #[arg(long, value_name = "ID")]
+    id: Option<String>,
+
+    #[command(flatten)]
+    removal: RemovalArgs,
+
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    database: DatabaseArgs,
+}
+
+/// Events to read or remove at a time.
+const SLICE: u32 = 1_000;
+/// Removals to tell about.
+const REMOVALS: u32 = 3;
+
+impl OrphansArgs {
+    pub(crate) fn check(&self) -> Result<(), String> {
+        match &self.what {
+            What::List(args) => args.database.check(),
+            What::Show(args) => args.database.check(),
+            What::Retry(args) => args.database.check(),
+            What::Expire(args) if args.older_than < Duration::from_secs(86_400) => {
+                Err("--older-than has to be at least 1d: the log row of a younger event may still come".to_owned())
+            }
+            What::Expire(args) => args.database.check(),
+        }
+    }
+}
+
+/// Answers, or does it.
+///
+/// # Errors
+/// If the database cannot be read, or the login may not.
+pub async fn run(args: OrphansArgs) -> anyhow::Result<ExitCode> {
+    match args.what {
+        What::List(args) => list(args).await,
+        What::Show(args) => show(args).await,
+        What::Retry(args) => retry(args).await,
+        What::Expire(args) => expire(args).await,
+    }
+}
+
+async fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
+    let postgres = match connect(&args.database.reader()).await {
+        Ok(postgres) => postgres,
+        Err(code) => return Ok(code),
+    };
+    if args.ids {
+        let found = mails(&postgres, &args).await?;
+        return print(args.json, &found, || show_mails(&found));
+    }
+    let groups = stuck::orphan_groups(&postgres).await?;
+    let removals = stuck::removals(&postgres, "orphans", REMOVALS).await?;
+    let answer = json!({ "orphans": groups, "removals": removals });
+    print(args.json, &answer, || show_groups(&Screen::new(false), &groups, &removals))
+}
+
+/// A page of mails. With a filter it reads on until the page is full, or ten pages were looked at.
+async fn mails(postgres: &Postgres, args: &ListArgs) -> anyhow::Result<OrphanedMails> {
+    let Some(why) = args.why else {
+        return stuck::orphans(postgres, &Page { before: args.after, most: args.limit }).await;
+    };
+    let mut found = OrphanedMails { mails: Vec::new(), next: args.after };
+    for _ in 0..10 {
+        let page = stuck::orphans(postgres, &Page { before: found.next, most: SLICE }).await?;
+        found.next = page.next;
+        for mail in page.mails.into_iter().filter(|mail| mail.why == why) {
+            if found.mails.len() == args.limit as usize {
+                found.next = found.mails.last().map(|mail| mail.newest);
+                return Ok(found);
+            }
+            found.mails.push(mail);
+        }
+        if found.next.is_none() {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+async fn show(args: ShowArgs) -> anyhow::Result<ExitCode> {
+    let postgres = match connect(&args.database.reader()).await {
+        Ok(postgres) => postgres,
+        Err(code) => return Ok(code),
+    };
+    match stuck::orphaned_mail(&postgres, &args.id).await? {
+        Some(mail) => print(args.json, &mail, || show_mail(&Screen::new(false), &mail)),
+        None => {
+            eprintln!(
+                "No orphaned event has this id. Perhaps it was attached: ses-ledger explain {}",
+                one_line(&args.id, 100)
+            );
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+async fn retry(args: RetryArgs) -> anyhow::Result<ExitCode> {
+    let postgres = match connect(&args.database.settings()).await {
+        Ok(postgres) => postgres,
+        Err(code) => return Ok(code),
+    };
+    if refuses(&postgres, Work::Retry, "attach orphaned events").await? {
+        return Ok(ExitCode::FAILURE);
+    }
+    let attached = match &args.id {
+        Some(id) => retry_one(&postgres, id).await?,
+        None => retry_all(&postgres, args.json).await?,
+    };
+    let left = stuck::orphans_left(&postgres).await?;
+    print(args.json, &json!({ "attached": attached, "left": left }), || {
+        println!(
+            "{} events found their mail and are attached; {} still wait.",
+            grouped(attached),
+            grouped(left as u64)
+        );
+        if attached == 0 && left > 0 {
+            println!("Why they wait: ses-ledger orphans list");
+        }
+    })
+}
+
+async fn retry_one(postgres: &Postgres, id: &str) -> anyhow::Result<u64> {
+    let mut attached = 0;
+    while let Some(mail) = stuck::orphaned_mail(postgres, id).await? {
+        let before = attached;
+        for orphan in &mail.orphans {
+            let previous = Uuid::from_u128(orphan.uuid.as_u128().saturating_sub(1));
+            attached += postgres.sweep(previous, 1).await?.attached;
+        }
+        if attached == before {
+            break;
+        }
+    }
+    Ok(attached)
+}
+
+async fn retry_all(postgres: &Postgres, as_json: bool) -> anyhow::Result<u64> {
+    let screen = Screen::new(as_json);
+    let (mut attached, mut after) = (0, Uuid::nil());
+    while let Some(last) = attach_next(postgres, after, &mut attached).await? {
+        after = last;
+        let parked = last.get_timestamp().map(|t| t.to_unix().0 as i64);
+        let parked = parked.and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok()).map(second);
+        match as_json {
+            true => println!("{}", json!({ "attached": attached, "looked_at_until": parked })),
+            false if screen.terminal => {
+                let parked = parked.unwrap_or_default();
+                screen.redraw(&format!("{} attached; looked at those until {parked}", grouped(attached)), false);
+            }
+            false => {}
+        }
+    }
+    if screen.terminal && !as_json {
+        screen.redraw("", false);
+    }
+    Ok(attached)
+}
+
+async fn expire(args: ExpireArgs) -> anyhow::Result<ExitCode> {
+    let postgres = match connect(&args.database.settings()).await {
+        Ok(postgres) => postgres,
+        Err(code) => return Ok(code),
+    };
+    if !args.removal.dry_run && refuses(&postgres, Work::Expire, "remove orphaned events").await? {
+        return Ok(ExitCode::FAILURE);
+    }
+    let uuids = expirable(&postgres, &args).await?;
+    let what = format!(
+        "{} orphaned events that were parked more than {} ago",
+        grouped(uuids.len() as u64),
+        span(args.older_than)
+    );
+    if args.removal.dry_run || uuids.is_empty() {
+        return print(args.json, &json!({ "would_remove": uuids.len(), "removed": 0 }), || {
+            println!("{what} would be removed.");
+        });
+    }
+    if !may_remove(&what, args.removal.yes) {
+        return Ok(ExitCode::from(EXIT_USAGE));
+    }
+    if let Some(file) = &args.removal.export {
+        let mut export = Export::create(file)?;
+        for slice in uuids.chunks(SLICE as usize) {
+            for line in stuck::orphans_as_json(&postgres, slice).await? {
+                export.line(&line)?;
+            }
+        }
+        export.sync()?;
+    }
+    let (run, mut removed) = (Uuid::now_v7(), 0);
+    let why = match &args.id {
+        Some(_) => format!("older than {}, of one mail", span(args.older_than)),
+        None => format!("older than {}", span(args.older_than)),
+    };
+    for slice in uuids.chunks(SLICE as usize) {
+        removed += stuck::expire_orphans(&postgres, run, slice, args.older_than, &why).await?;
+    }
+    print(args.json, &json!({ "removal": run.to_string(), "removed": removed }), || {
+        println!("Removed {} orphaned events; ses_ledger_removals tells so under {run}.", grouped(removed));
+    })
+}
+
+async fn expirable(postgres: &Postgres, args: &ExpireArgs) -> anyhow::Result<Vec<Uuid>> {
+    let (mut uuids, mut after) = (Vec::new(), Uuid::nil());
+    loop {
+        let page = stuck::expirable(postgres, args.older_than, args.id.as_deref(), after, SLICE).await?;
+        let Some(last) = page.last() else { return Ok(uuids) };
+        after = *last;
+        uuids.extend(page);
+    }
+}
+
+/// A connection, or the exit code of who has none.
+pub(super) async fn connect(settings: &PostgresSettings) -> Result<Postgres, ExitCode> {
+    let postgres = Postgres::new(settings).map_err(|e| {
+        eprintln!("error: {e:#}");
+        ExitCode::from(EXIT_USAGE)
+    })?;
+    match postgres.try_connect().await {
+        Ok(()) => Ok(postgres),
+        Err(e) => {
+            eprintln!("error: {e}");
+            Err(ExitCode::from(EXIT_UNAVAILABLE))
+        }
+    }
+}
+
+/// Whether the login may not do that; then it is told what to do about it.
+pub(super) async fn refuses(postgres: &Postgres, work: Work, what: &str) -> anyhow::Result<bool> {
+    let grant = stuck::lacks(postgres, work).await?;
+    if let Some(grant) = &grant {
+        eprintln!("error: this login may not {what}. To mend it, have the schema's owner run: {grant}");
+    }
+    Ok(grant.is_some())
+}
+
+/// Asks, and says why not.
+pub(super) fn may_remove(what: &str, yes: bool) -> bool {
+    match is_wanted(&format!("Remove {what}?"), yes) {
+        Ok(true) => true,
+        Ok(false) => {
+            eprintln!("Nothing was removed.");
+            false
+        }
+        Err(e) => {
+            eprintln!("error: {e:#}. It would remove {what}");
+            false
+        }
+    }
+}
+
+/// One JSON document, or words.
+pub(super) fn print(as_json: bool, answer: &impl Serialize, words: impl FnOnce()) -> anyhow::Result<ExitCode> {
+    match as_json {
+        true => println!("{}", serde_json::to_string(answer)?),
+        false => words(),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What was removed before, so that nobody looks for it.
+pub(super) fn show_removals(removals: &[Removal]) {
+    if removals.is_empty() {
+        return;
+    }
+    println!("\nRemoved before:");
+    for removal in removals {
+        let Removal { removed, reason, removed_by, ended_at, .. } = removal;
+        let text = format!("{} by {}: {}", grouped(*removed as u64), one_line(removed_by, 40), one_line(reason, 200));
+        println!("{}", wrapped(&format!("  {}  ", second(*ended_at)), &text));
+    }
+}
+
+/// The last part of an ARN: what people call the queue.
+pub(super) fn short_queue(arn: &str) -> &str {
+    arn.rsplit([':', '/']).next().unwrap_or(arn)
+}
+
+fn show_groups(screen: &Screen, all: &OrphanGroups, removals: &[Removal]) {
+    match all.oldest_at {
+        None => println!("No event waits for its mail."),
+        Some(oldest) => {
+            let age = OffsetDateTime::now_utc() - oldest;
+            let waits = if all.events == 1 { "event waits" } else { "events wait" };
+            println!(
+                "{} {waits} for a log row; the oldest for {}.",
+                grouped(all.events as u64),
+                span(age.unsigned_abs())
+            );
+        }
+    }
+    if all.truncated {
+        println!("The groups tell of the {} mails with the newest events.", grouped(all.looked_at as u64));
+    }
+    for group in &all.groups {
+        show_group(screen, group);
+    }
+    show_removals(removals);
+}
+
+fn show_group(screen: &Screen, group: &OrphanGroup) {
+    let OrphanGroup { why, events, mails, first_seen_at, last_seen_at, .. } = group;
+    println!("\n{}", screen.bold(title(*why)));
+    let counts = format!("{} events of {} mails", grouped(*events as u64), grouped(*mails as u64));
+    println!("  {counts}, {} to {} UTC", second(*first_seen_at), second(*last_seen_at));
+    let place = [
+        group.sender_domain.as_ref().map(|domain| format!("from {domain}")),
+        group.configuration_set.as_ref().map(|set| format!("configuration set {set}")),
+        Some(format!("queue {}", short_queue(&group.queue))),
+    ];
+    println!("{}", wrapped("  ", &one_line(&Vec::from_iter(place.into_iter().flatten()).join(", "), 300)));
+    println!("{}", listed("kinds", &kinds(&group.kinds)));
+    println!("{}", wrapped("  ", advice(*why)));
+    println!("  ses-ledger orphans list --ids --why {}", why.as_str());
+}
+
+fn kinds(kinds: &std::collections::BTreeMap<String, i64>) -> Vec<(String, i64)> {
+    let mut kinds: Vec<_> = kinds.iter().map(|(kind, count)| (one_line(kind, 64), *count)).collect();
+    kinds.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    kinds
+}
+
+fn title(why: Why) -> &'static str {
+    match why {
+        Why::RowIsThere => "The log row is there by now",
+        Why::NoSuchUuid => "The mail names a log row that does not exist",
+        Why::OtherSender => "Probably not sent by this application",
+        Why::Young => "No log row yet, but they are young",
+        Why::NoRow => "No log row has their id",
+    }
+}
+
+fn advice(why: Why) -> &'static str {
+    match why {
+        Why::RowIsThere => {
+            "The next sweep attaches them. If they are older than a few minutes, no worker sweeps: attach them with \
+             ses-ledger orphans retry."
+        }
+        Why::NoSuchUuid => {
+            "The tag carries a uuid that is in no row of email_logs: was the row rolled back, deleted, or written to \
+             another database?"
+        }
+        Why::OtherSender => {
+            "None of the newest 10,000 log rows has this configuration set or sender's domain. If another application \
+             sends it, give it a queue and a ledger of its own."
+        }
+        Why::Young => "The sender writes its row before or after sending; a sweep attaches them when it is there.",
+        Why::NoRow => {
+            "Does every way of sending write a row, with the id that SES answered? Rows without an id that could be \
+             the mail's are told by ses-ledger orphans show ID."
+        }
+    }
+}
+
+fn show_mails(found: &OrphanedMails) {
+    for mail in &found.mails {
+        let OrphanedMail { aws_message_id, why, events, last_seen_at, kinds: of, .. } = mail;
+        println!("{}", one_line(aws_message_id, 200));
+        let names = Vec::from_iter(of.keys().map(|kind| one_line(kind, 64))).join(" ");
+        let text = format!("{:<12} {} {names}", why.as_str(), grouped(*events as u64));
+        println!("{}", wrapped(&format!("  {}  ", second(*last_seen_at)), &text));
+    }
+    match found.next {
+        Some(next) => println!("More: add --after {next}"),
+        None if found.mails.is_empty() => println!("No event waits."),
+        None => {}
+    }
+}
+
+fn show_mail(screen: &Screen, full: &OrphanedMailInFull) {
+    let mail = &full.mail;
+    println!("{}", screen.bold(&one_line(&mail.aws_message_id, 200)));
+    let first = full.orphans.first();
+    let told = |value: Option<&String>| value.map(|text| one_line(text, 120));
+    let facts = [
+        ("from", told(first.and_then(|orphan| orphan.source.as_ref()))),
+        ("subject", told(first.and_then(|orphan| orphan.subject.as_ref()))),
+        ("sent", told(first.and_then(|orphan| orphan.mail_sent_at.as_ref()))),
+        ("config set", told(mail.configuration_set.as_ref())),
+        ("queue", Some(one_line(&mail.queue, 200))),
+        ("log uuid", first.and_then(|orphan| orphan.log_uuid).map(|uuid| format!("{uuid} (in the mail's tag)"))),
+    ];
+    for (name, fact) in facts {
+        if let Some(fact) = fact {
+            println!("{}", wrapped(&format!("  {name:<11} "), &fact));
+        }
+    }
+    println!();
+    for orphan in &full.orphans {
+        let kind = one_line(&orphan.event_type, 20);
+        println!("  {}  {kind:<17} {}", second(orphan.occurred_at), one_line(&orphan.recipient, 40));
+        let details = [&orphan.bounce_type, &orphan.smtp_status, &orphan.diagnostic];
+        let details = Vec::from_iter(details.into_iter().flatten().map(String::as_str)).join(" ");
+        if !details.is_empty() {
+            println!("{}", wrapped("                       ", &one_line(&details, 300)));
+        }
+        println!("                       event {}", orphan.uuid);
+    }
+    println!("\n{}", wrapped("  ", &what_would_attach(full)));
+}
+
+fn what_would_attach(full: &OrphanedMailInFull) -> String {
+    let id = one_line(&full.mail.aws_message_id, 200);
+    if let Some(log) = full.log_uuid {
+        return format!("The log row {log} is there: ses-ledger orphans retry --id {id}");
+    }
+    let mut text = match full.orphans.iter().find_map(|orphan| orphan.log_uuid) {
+        Some(uuid) => {
+            format!("A row of email_logs with the uuid {uuid}, or with aws_message_id = '{id}', would attach them.")
+        }
+        None => format!("A row of email_logs with aws_message_id = '{id}' would attach them."),
+    };
+    for candidate in &full.candidates {
+        text.push_str(&format!(
+            " The row {} of {} has no id of SES and the same recipient: if it is this mail, write the id to it.",
+            candidate.log_uuid,
+            second(candidate.created_at)
+        ));
+    }
+    text
+}

@@ -1,0 +1,73 @@
+//! What every command does that takes something away: asks, and keeps a copy where it is told to.
+
+use std::{
+    fs::File,
+    io::{self, BufWriter, IsTerminal as _, Write as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+
+/// How to remove something.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct RemovalArgs {
+    /// First write what is removed to this new file, one JSON object per line; nothing is removed before all of it is on disk
+    #[arg(long, value_name = "FILE")]
+    pub(super) export: Option<PathBuf>,
+
+    /// Only say how many would be removed
+    #[arg(long)]
+    pub(super) dry_run: bool,
+
+    /// Do not ask
+    #[arg(long)]
+    pub(super) yes: bool,
+}
+
+/// A file of one JSON object per line.
+pub(super) struct Export {
+    out: BufWriter<File>,
+    path: PathBuf,
+}
+
+impl Export {
+    /// Makes the file, for its owner only: it holds what mails hold.
+    pub(super) fn create(path: &Path) -> anyhow::Result<Self> {
+        let mut options = File::options();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let file = options.open(path).with_context(|| format!("cannot make the file {}", path.display()))?;
+        Ok(Self { out: BufWriter::new(file), path: path.to_owned() })
+    }
+
+    pub(super) fn line(&mut self, json: &str) -> anyhow::Result<()> {
+        writeln!(self.out, "{json}").with_context(|| self.trouble())
+    }
+
+    /// Comes back when all lines are on disk.
+    pub(super) fn sync(&mut self) -> anyhow::Result<()> {
+        self.out.flush().and_then(|()| self.out.get_ref().sync_all()).with_context(|| self.trouble())
+    }
+
+    fn trouble(&self) -> String {
+        format!("cannot write to {}: nothing that is not in it was removed", self.path.display())
+    }
+}
+
+/// Whether to go on: somebody said so, on the command line or now.
+///
+/// # Errors
+/// If nobody can be asked.
+pub(super) fn is_wanted(question: &str, yes: bool) -> anyhow::Result<bool> {
+    if yes {
+        return Ok(true);
+    }
+    if !io::stdin().is_terminal() {
+        anyhow::bail!("cannot ask here whether you are sure: add --yes");
+    }
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).context("cannot read your answer")?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
