@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::format_description};
 
 use crate::{
-    commands::{decode, demo::DemoArgs, explain::ExplainArgs, find::FindArgs, health, migrate::MigrateArgs, orphans::OrphansArgs, simulate::SimulateArgs, status::StatusArgs},
+    commands::{decode, demo::DemoArgs, explain::ExplainArgs, find::FindArgs, health, migrate::MigrateArgs, orphans::OrphansArgs, quarantine::QuarantineArgs, simulate::SimulateArgs, status::StatusArgs},
     metrics::{Export, emf::EmfSettings},
     pipeline::{
         PipelineSettings,
@@ -81,6 +81,8 @@ pub enum Command {
     Explain(ExplainArgs),
     /// What waits for its mail, and why: list, show, attach or remove orphaned events
     Orphans(Box<OrphansArgs>),
+    /// What could not be understood or stored, and why: list, show, replay or remove message bodies
+    Quarantine(Box<QuarantineArgs>),
     /// Prove on this machine, or on your own deployment, that nothing is lost, doubled or wrong
     ///
     /// Makes up mails and what SES reports about them, in every envelope, and knows the truth. Misbehaves like the real world:
@@ -163,6 +165,25 @@ impl QueueArgs {
             visibility_timeout: Duration::ZERO,
         };
         self.queue_url.iter().map(settings).collect()
+    }
+}
+
+/// How bodies are understood: for those who replay them, as the worker does.
+#[derive(Args, Clone)]
+pub struct DecodeArgs {
+    /// Which part of each event's JSON to keep in the column payload, as for `run`
+    #[arg(long, env, value_enum, default_value_t = PayloadPolicy::Event, help_heading = "Pipeline")]
+    pub payload: PayloadPolicy,
+
+    /// SES message tag in which a mail carries the uuid of its own log row, as for `run`
+    #[arg(long, env, default_value = "email_log_uuid", value_name = "TAG", help_heading = "Pipeline")]
+    pub log_id_tag: String,
+}
+
+impl DecodeArgs {
+    /// What the decode stage takes.
+    pub fn settings(&self) -> DecodeSettings {
+        DecodeSettings { payload: self.payload, log_id_tag: self.log_id_tag.clone() }
     }
 }
 
@@ -321,6 +342,7 @@ impl Cli {
             Command::Run(args) => args.check(),
             Command::Demo(args) => args.worker.check(),
             Command::Orphans(args) => args.check(),
+            Command::Quarantine(args) => args.check(),
             Command::Simulate(args) => args.check(),
             Command::Migrate(args) => args.check(),
             Command::Status(args) => args.database.check(),

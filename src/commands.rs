@@ -7,6 +7,7 @@ pub mod find;
 pub mod health;
 pub mod migrate;
 pub mod orphans;
+pub mod quarantine;
 pub mod run;
 pub mod simulate;
 pub mod status;

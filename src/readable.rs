@@ -83,6 +83,32 @@ pub(crate) fn json_time_if_any<S: Serializer>(at: &Option<OffsetDateTime>, seria
 /// At most so many characters, none of which moves the cursor or turns the direction of writing.
 pub(crate) fn one_line(text: &str, longest: usize) -> String {
     let flat: String = text.chars().take(longest + 1).map(|c| if moves(c) { ' ' } else { c }).collect();
+}
+
+/// Bytes as they can be shown on any terminal, without losing one: `\n`, `\u{1b}`, `\xff`.
+pub(crate) fn visible(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match acts_on_terminal(c) {
+                true => text.extend(c.escape_default()),
+                false => text.push(c),
+            }
+        }
+        text.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
+    }
+    text
+}
+
+/// Control characters, and those that hide or turn around what stands next to them.
+fn acts_on_terminal(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// At most so many characters, none of them one that acts on the terminal.
+pub(crate) fn one_line(text: &str, longest: usize) -> String {
+    let flat: String = text.chars().map(|c| if acts_on_terminal(c) { ' ' } else { c }).collect();
     match flat.char_indices().nth(longest) {
         Some((end, _)) => format!("{}…", &flat[..end]),
         None => flat,
@@ -138,6 +164,13 @@ mod tests {
     #[test]
     fn digits_are_grouped_by_three() {
         assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+    }
+
+    #[test]
+    fn nothing_acts_on_the_terminal_and_no_byte_is_lost() {
+        assert_eq!(visible("ä\n\u{1b}[2J\u{202e}".as_bytes()), "ä\\n\\u{1b}[2J\\u{202e}");
+        assert_eq!(visible(b"a\xff\xc3"), "a\\xff\\xc3");
+        assert_eq!(one_line("a\u{1b}\u{202e}b", 9), "a  b");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{
     removal::{Export, RemovalArgs, is_wanted},
-    screen::{Screen, grouped, listed, one_line, wrapped},
+    screen::{Screen, grouped, listed, one_line, say, wrapped},
 };
 use crate::{
     cli::{DatabaseArgs, EXIT_UNAVAILABLE, EXIT_USAGE, duration},
@@ -221,13 +221,9 @@ async fn retry(args: RetryArgs) -> anyhow::Result<ExitCode> {
     };
     let left = stuck::orphans_left(&postgres).await?;
     print(args.json, &json!({ "attached": attached, "left": left }), || {
-        println!(
-            "{} events found their mail and are attached; {} still wait.",
-            grouped(attached),
-            grouped(left as u64)
-        );
+        say!("{} events found their mail and are attached; {} still wait.", grouped(attached), grouped(left as u64));
         if attached == 0 && left > 0 {
-            println!("Why they wait: ses-ledger orphans list");
+            say!("Why they wait: ses-ledger orphans list");
         }
     })
 }
@@ -255,7 +251,7 @@ async fn retry_all(postgres: &Postgres, as_json: bool) -> anyhow::Result<u64> {
         let parked = last.get_timestamp().map(|t| t.to_unix().0 as i64);
         let parked = parked.and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok()).map(second);
         match as_json {
-            true => println!("{}", json!({ "attached": attached, "looked_at_until": parked })),
+            true => say!("{}", json!({ "attached": attached, "looked_at_until": parked })),
             false if screen.terminal => {
                 let parked = parked.unwrap_or_default();
                 screen.redraw(&format!("{} attached; looked at those until {parked}", grouped(attached)), false);
@@ -285,7 +281,7 @@ async fn expire(args: ExpireArgs) -> anyhow::Result<ExitCode> {
     );
     if args.removal.dry_run || uuids.is_empty() {
         return print(args.json, &json!({ "would_remove": uuids.len(), "removed": 0 }), || {
-            println!("{what} would be removed.");
+            say!("{what} would be removed.");
         });
     }
     if !may_remove(&what, args.removal.yes) {
@@ -309,7 +305,7 @@ async fn expire(args: ExpireArgs) -> anyhow::Result<ExitCode> {
         removed += stuck::expire_orphans(&postgres, run, slice, args.older_than, &why).await?;
     }
     print(args.json, &json!({ "removal": run.to_string(), "removed": removed }), || {
-        println!("Removed {} orphaned events; ses_ledger_removals tells so under {run}.", grouped(removed));
+        say!("Removed {} orphaned events; ses_ledger_removals tells so under {run}.", grouped(removed));
     })
 }
 
@@ -365,7 +361,7 @@ pub(super) fn may_remove(what: &str, yes: bool) -> bool {
 /// One JSON document, or words.
 pub(super) fn print(as_json: bool, answer: &impl Serialize, words: impl FnOnce()) -> anyhow::Result<ExitCode> {
     match as_json {
-        true => println!("{}", serde_json::to_string(answer)?),
+        true => say!("{}", serde_json::to_string(answer)?),
         false => words(),
     }
     Ok(ExitCode::SUCCESS)
@@ -376,11 +372,11 @@ pub(super) fn show_removals(removals: &[Removal]) {
     if removals.is_empty() {
         return;
     }
-    println!("\nRemoved before:");
+    say!("\nRemoved before:");
     for removal in removals {
         let Removal { removed, reason, removed_by, ended_at, .. } = removal;
         let text = format!("{} by {}: {}", grouped(*removed as u64), one_line(removed_by, 40), one_line(reason, 200));
-        println!("{}", wrapped(&format!("  {}  ", second(*ended_at)), &text));
+        say!("{}", wrapped(&format!("  {}  ", second(*ended_at)), &text));
     }
 }
 
@@ -391,19 +387,15 @@ pub(super) fn short_queue(arn: &str) -> &str {
 
 fn show_groups(screen: &Screen, all: &OrphanGroups, removals: &[Removal]) {
     match all.oldest_at {
-        None => println!("No event waits for its mail."),
+        None => say!("No event waits for its mail."),
         Some(oldest) => {
             let age = OffsetDateTime::now_utc() - oldest;
             let waits = if all.events == 1 { "event waits" } else { "events wait" };
-            println!(
-                "{} {waits} for a log row; the oldest for {}.",
-                grouped(all.events as u64),
-                span(age.unsigned_abs())
-            );
+            say!("{} {waits} for a log row; the oldest for {}.", grouped(all.events as u64), span(age.unsigned_abs()));
         }
     }
     if all.truncated {
-        println!("The groups tell of the {} mails with the newest events.", grouped(all.looked_at as u64));
+        say!("The groups tell of the {} mails with the newest events.", grouped(all.looked_at as u64));
     }
     for group in &all.groups {
         show_group(screen, group);
@@ -413,18 +405,18 @@ fn show_groups(screen: &Screen, all: &OrphanGroups, removals: &[Removal]) {
 
 fn show_group(screen: &Screen, group: &OrphanGroup) {
     let OrphanGroup { why, events, mails, first_seen_at, last_seen_at, .. } = group;
-    println!("\n{}", screen.bold(title(*why)));
+    say!("\n{}", screen.bold(title(*why)));
     let counts = format!("{} events of {} mails", grouped(*events as u64), grouped(*mails as u64));
-    println!("  {counts}, {} to {} UTC", second(*first_seen_at), second(*last_seen_at));
+    say!("  {counts}, {} to {} UTC", second(*first_seen_at), second(*last_seen_at));
     let place = [
         group.sender_domain.as_ref().map(|domain| format!("from {domain}")),
         group.configuration_set.as_ref().map(|set| format!("configuration set {set}")),
         Some(format!("queue {}", short_queue(&group.queue))),
     ];
-    println!("{}", wrapped("  ", &one_line(&Vec::from_iter(place.into_iter().flatten()).join(", "), 300)));
-    println!("{}", listed("kinds", &kinds(&group.kinds)));
-    println!("{}", wrapped("  ", advice(*why)));
-    println!("  ses-ledger orphans list --ids --why {}", why.as_str());
+    say!("{}", wrapped("  ", &one_line(&Vec::from_iter(place.into_iter().flatten()).join(", "), 300)));
+    say!("{}", listed("kinds", &kinds(&group.kinds)));
+    say!("{}", wrapped("  ", advice(*why)));
+    say!("  ses-ledger orphans list --ids --why {}", why.as_str());
 }
 
 fn kinds(kinds: &std::collections::BTreeMap<String, i64>) -> Vec<(String, i64)> {
@@ -468,21 +460,21 @@ fn advice(why: Why) -> &'static str {
 fn show_mails(found: &OrphanedMails) {
     for mail in &found.mails {
         let OrphanedMail { aws_message_id, why, events, last_seen_at, kinds: of, .. } = mail;
-        println!("{}", one_line(aws_message_id, 200));
+        say!("{}", one_line(aws_message_id, 200));
         let names = Vec::from_iter(of.keys().map(|kind| one_line(kind, 64))).join(" ");
         let text = format!("{:<12} {} {names}", why.as_str(), grouped(*events as u64));
-        println!("{}", wrapped(&format!("  {}  ", second(*last_seen_at)), &text));
+        say!("{}", wrapped(&format!("  {}  ", second(*last_seen_at)), &text));
     }
     match found.next {
-        Some(next) => println!("More: add --after {next}"),
-        None if found.mails.is_empty() => println!("No event waits."),
+        Some(next) => say!("More: add --after {next}"),
+        None if found.mails.is_empty() => say!("No event waits."),
         None => {}
     }
 }
 
 fn show_mail(screen: &Screen, full: &OrphanedMailInFull) {
     let mail = &full.mail;
-    println!("{}", screen.bold(&one_line(&mail.aws_message_id, 200)));
+    say!("{}", screen.bold(&one_line(&mail.aws_message_id, 200)));
     let first = full.orphans.first();
     let told = |value: Option<&String>| value.map(|text| one_line(text, 120));
     let facts = [
@@ -495,21 +487,21 @@ fn show_mail(screen: &Screen, full: &OrphanedMailInFull) {
     ];
     for (name, fact) in facts {
         if let Some(fact) = fact {
-            println!("{}", wrapped(&format!("  {name:<11} "), &fact));
+            say!("{}", wrapped(&format!("  {name:<11} "), &fact));
         }
     }
-    println!();
+    say!();
     for orphan in &full.orphans {
         let kind = one_line(&orphan.event_type, 20);
-        println!("  {}  {kind:<17} {}", second(orphan.occurred_at), one_line(&orphan.recipient, 40));
+        say!("  {}  {kind:<17} {}", second(orphan.occurred_at), one_line(&orphan.recipient, 40));
         let details = [&orphan.bounce_type, &orphan.smtp_status, &orphan.diagnostic];
         let details = Vec::from_iter(details.into_iter().flatten().map(String::as_str)).join(" ");
         if !details.is_empty() {
-            println!("{}", wrapped("                       ", &one_line(&details, 300)));
+            say!("{}", wrapped("                       ", &one_line(&details, 300)));
         }
-        println!("                       event {}", orphan.uuid);
+        say!("                       event {}", orphan.uuid);
     }
-    println!("\n{}", wrapped("  ", &what_would_attach(full)));
+    say!("\n{}", wrapped("  ", &what_would_attach(full)));
 }
 
 fn what_would_attach(full: &OrphanedMailInFull) -> String {

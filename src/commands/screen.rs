@@ -11,6 +11,16 @@ use std::{
 use crate::local::binaries::Progress;
 pub(super) use crate::readable::{clock, grouped, one_line};
 
+/// Prints a line to standard output. A reader who has gone away, like `head`, is no reason to stop.
+macro_rules! say {
+    () => { say!("") };
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+pub(super) use say;
+
 /// Prints to standard output; with JSON wanted there, to standard error.
 pub(super) struct Screen {
     pub(super) json: bool,
