@@ -100,7 +100,7 @@ pub struct Counts {
 }
 
 /// What became of all messages since the queue was made.
-/// `sent` = `deleted` + `purged` + `dead` + everything in [`Counts`], at all times.
+/// `sent` = `deleted` + `purged` + `dead` + `moved` + everything in [`Counts`], at all times.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Messages that came in, dead letters of other queues included.
@@ -115,6 +115,8 @@ pub struct Totals {
     pub purged: u64,
     /// Messages that became dead letters.
     pub dead: u64,
+    /// Messages moved to another queue.
+    pub moved: u64,
 }
 
 /// What a delete did. In SQS all three are a success.
@@ -261,6 +263,24 @@ impl<B: Clone> LocalQueue<B> {
         self.hidden.remove(&(until, handle.serial));
         self.hidden.insert((later, handle.serial));
         Ok(())
+    }
+
+    /// The message that is next to be received.
+    pub fn next_visible(&mut self, now: Duration) -> Option<Uuid> {
+        self.advance(now);
+        while self.ready.front().is_some_and(|serial| !self.messages.contains_key(serial)) {
+            self.ready.pop_front(); // deleted while it was visible
+        }
+        self.ready.front().and_then(|serial| Some(self.messages.get(serial)?.id))
+    }
+
+    /// Takes the message that is next to be received out of the queue, to be moved to another.
+    pub fn withdraw(&mut self, now: Duration) -> Option<DeadLetter<B>> {
+        self.next_visible(now)?;
+        let message = self.ready.pop_front().and_then(|serial| self.remove(serial))?;
+        self.totals.moved += 1;
+        let Message { id, body, receive_count, sent_at, .. } = message;
+        Some(DeadLetter { id, body, receive_count, sent_at })
     }
 
     /// Removes every message, also those in flight and delayed. Totals and receive counts stay.

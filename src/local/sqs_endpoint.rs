@@ -2,13 +2,14 @@
 //! talks to it and cannot tell.
 //!
 //! It speaks AWS JSON 1.0 over HTTP/1.1, for standard queues. The rules of a queue are those of
-//! [`LocalQueue`](super::queue::LocalQueue); here are the protocol, long polls, dead-letter queues and faults on demand.
+//! [`LocalQueue`](super::queue::LocalQueue); here are the protocol, long polls, dead-letter queues, moving back from them, and faults on demand.
 //!
 //! What it does not do: signatures, credentials and policies are accepted unchecked, which is why it
 //! listens on 127.0.0.1 only. Queues are gone with the process, messages do not expire, message
 //! attributes are refused, FIFO queues too. A purge is immediate and may be repeated at once.
 
 mod faults;
+mod moves;
 mod served_queue;
 mod wire;
 
@@ -39,6 +40,7 @@ pub use wire::SqsError;
 
 use self::{
     faults::Plan,
+    moves::Tasks,
     served_queue::{Clock, Queue, StoredBody, check_attribute, keep_time, lock},
 };
 use super::queue::{Counts, Deletion, ReceiptHandle, Totals, VisibilityError};
@@ -237,6 +239,7 @@ struct Server {
     runtime: Handle,
     queues: Mutex<BTreeMap<String, Arc<Queue>>>,
     control: Mutex<Control>,
+    moves: Tasks,
     stopping: watch::Sender<bool>,
 }
 
@@ -274,6 +277,7 @@ impl Server {
             runtime: Handle::current(),
             queues: Mutex::default(),
             control: Mutex::default(),
+            moves: Tasks::default(),
             stopping: watch::Sender::new(false),
         }
     }
@@ -357,6 +361,9 @@ impl Server {
                 lock(&self.queues).remove(&queue.name);
                 Ok(wire::json(&wire::Done {}))
             }
+            Action::StartMessageMoveTask => self.start_move(body),
+            Action::ListMessageMoveTasks => self.list_moves(body),
+            Action::CancelMessageMoveTask => self.cancel_move(body),
         }
     }
 

@@ -11,6 +11,7 @@ use super::wire::SqsError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the names are those of the SQS API, which documents them")]
 pub enum Action {
+    CancelMessageMoveTask,
     ChangeMessageVisibility,
     ChangeMessageVisibilityBatch,
     CreateQueue,
@@ -19,12 +20,14 @@ pub enum Action {
     DeleteQueue,
     GetQueueAttributes,
     GetQueueUrl,
+    ListMessageMoveTasks,
     ListQueues,
     PurgeQueue,
     ReceiveMessage,
     SendMessage,
     SendMessageBatch,
     SetQueueAttributes,
+    StartMessageMoveTask,
 }
 
 /// What goes wrong with one request.
@@ -213,6 +216,7 @@ impl Action {
     /// Reads the header `X-Amz-Target`, like `AmazonSQS.ReceiveMessage`.
     pub(super) fn from_target(target: &str) -> Option<Self> {
         Some(match target.strip_prefix("AmazonSQS.")? {
+            "CancelMessageMoveTask" => Self::CancelMessageMoveTask,
             "ChangeMessageVisibility" => Self::ChangeMessageVisibility,
             "ChangeMessageVisibilityBatch" => Self::ChangeMessageVisibilityBatch,
             "CreateQueue" => Self::CreateQueue,
@@ -221,12 +225,14 @@ impl Action {
             "DeleteQueue" => Self::DeleteQueue,
             "GetQueueAttributes" => Self::GetQueueAttributes,
             "GetQueueUrl" => Self::GetQueueUrl,
+            "ListMessageMoveTasks" => Self::ListMessageMoveTasks,
             "ListQueues" => Self::ListQueues,
             "PurgeQueue" => Self::PurgeQueue,
             "ReceiveMessage" => Self::ReceiveMessage,
             "SendMessage" => Self::SendMessage,
             "SendMessageBatch" => Self::SendMessageBatch,
             "SetQueueAttributes" => Self::SetQueueAttributes,
+            "StartMessageMoveTask" => Self::StartMessageMoveTask,
             _ => return None,
         })
     }

@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     ops::RangeInclusive,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -32,6 +32,8 @@ pub(super) struct QueueState {
     pub(super) attributes: BTreeMap<String, String>,
     /// The dead-letter queue. There is one exactly if the messages have a maximal receive count.
     pub(super) heir: Option<Arc<Queue>>,
+    /// Where its dead letters came from, by their ids.
+    pub(super) origins: HashMap<Uuid, Weak<Queue>>,
     /// When the timekeeper wakes up next.
     alarm: Option<Duration>,
 }
@@ -54,6 +56,7 @@ impl Queue {
                 messages: LocalQueue::new(QueueSettings { seed, ..QueueSettings::default() }),
                 attributes: defaults.chain(facts).collect(),
                 heir: None,
+                origins: HashMap::new(),
                 alarm: None,
             }),
             arrivals: Notify::new(),
@@ -84,7 +87,7 @@ impl Queue {
 
     /// Takes messages, waiting for the first until `over`.
     pub(super) async fn receive(
-        &self,
+        self: &Arc<Self>,
         max: usize,
         visibility: Option<Duration>,
         over: impl Future<Output = ()>,
@@ -104,14 +107,17 @@ impl Queue {
     }
 
     /// Takes what is there, and passes dead letters on.
-    pub(super) fn take(&self, max: usize, visibility: Option<Duration>) -> Vec<Received<MessageBody>> {
+    pub(super) fn take(self: &Arc<Self>, max: usize, visibility: Option<Duration>) -> Vec<Received<MessageBody>> {
         let (messages, letters, heir) = self.with(|state, now| {
             let messages = state.messages.receive(max, visibility, now);
             (messages, state.messages.take_dead_letters(), state.heir.clone())
         });
         if let Some(heir) = heir.filter(|_| !letters.is_empty()) {
             heir.with(|state, now| {
-                letters.into_iter().for_each(|letter| state.messages.accept(letter, now));
+                for letter in letters {
+                    state.origins.insert(letter.id, Arc::downgrade(self));
+                    state.messages.accept(letter, now);
+                }
             });
         }
         messages
