@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::format_description};
 
 use crate::{
-    commands::{decode, demo::DemoArgs, explain::ExplainArgs, find::FindArgs, health, migrate::MigrateArgs, orphans::OrphansArgs, quarantine::QuarantineArgs, simulate::SimulateArgs, status::StatusArgs},
+    commands::{decode, demo::DemoArgs, dlq::DlqArgs, explain::ExplainArgs, find::FindArgs, health, migrate::MigrateArgs, orphans::OrphansArgs, quarantine::QuarantineArgs, simulate::SimulateArgs, status::StatusArgs},
     metrics::{Export, emf::EmfSettings},
     pipeline::{
         PipelineSettings,
@@ -83,6 +83,8 @@ pub enum Command {
     Orphans(Box<OrphansArgs>),
     /// What could not be understood or stored, and why: list, show, replay or remove message bodies
     Quarantine(Box<QuarantineArgs>),
+    /// What is in the dead-letter queue, and why: look, have SQS move it back, or write it to a file
+    Dlq(Box<DlqArgs>),
     /// Prove on this machine, or on your own deployment, that nothing is lost, doubled or wrong
     ///
     /// Makes up mails and what SES reports about them, in every envelope, and knows the truth. Misbehaves like the real world:
@@ -343,6 +345,7 @@ impl Cli {
             Command::Demo(args) => args.worker.check(),
             Command::Orphans(args) => args.check(),
             Command::Quarantine(args) => args.check(),
+            Command::Dlq(args) => args.check(),
             Command::Simulate(args) => args.check(),
             Command::Migrate(args) => args.check(),
             Command::Status(args) => args.database.check(),
@@ -620,7 +623,7 @@ impl QueueAddress {
 }
 
 /// Reads `URL`, `URL#profile=NAME`, `URL#role=ARN` and `URL#role=ARN&external_id=ID`.
-fn queue(text: &str) -> Result<QueueAddress, String> {
+pub(crate) fn queue(text: &str) -> Result<QueueAddress, String> {
     let (url, access) = text.split_once('#').unwrap_or((text, ""));
     if !is_queue_url(url) {
         return Err("QUEUE_URL has to look like https://sqs.REGION.amazonaws.com/ACCOUNT/NAME; it is the queue's URL, not its name \

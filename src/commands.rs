@@ -4,6 +4,7 @@ pub mod decode;
 pub mod demo;
 pub mod explain;
 pub mod find;
+pub mod dlq;
 pub mod health;
 pub mod migrate;
 pub mod orphans;

@@ -1,5 +1,6 @@
-//! The [`Queue`] over Amazon SQS. The only file that names the SDK's client.
+//! The [`Queue`] over Amazon SQS. With its folder, the only place that names the SDK's client.
 
+pub mod dead_letters;
 mod direct;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
