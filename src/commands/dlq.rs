@@ -3,6 +3,7 @@
 use std::{collections::HashSet, path::PathBuf, process::ExitCode, time::Duration};
 
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 use tokio::{signal::ctrl_c, time::sleep};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -126,6 +127,8 @@ const LOOK: Duration = Duration::from_secs(30);
 const WRITE: Duration = Duration::from_secs(300);
 /// How often to ask how a move gets on.
 const EVERY: Duration = Duration::from_secs(1);
+/// How often to look for a task that was just started.
+const PATIENCE: u32 = 20;
 /// What a shell calls the end by Ctrl-C.
 const INTERRUPTED: u8 = 130;
 
@@ -372,10 +375,11 @@ async fn redrive(letter_box: &LetterBox, args: &RedriveArgs) -> Result<ExitCode,
     if args.cancel {
         return cancel(letter_box, &arn, args.json).await;
     }
-    let running = letter_box.sqs.moves(&arn).await?.into_iter().find(Move::is_running);
     if args.status {
-        return follow(letter_box, &arn, args.json).await;
+        return follow(letter_box, &arn, None, args.json).await;
     }
+    let before = letter_box.sqs.moves(&arn).await?;
+    let running = before.iter().find(|task| task.is_running());
     let count = letter_box.sqs.depth().await?;
     let queue = short_queue(&arn).to_owned();
     if args.dry_run || count == 0 {
@@ -389,7 +393,8 @@ async fn redrive(letter_box: &LetterBox, args: &RedriveArgs) -> Result<ExitCode,
         Some(_) => eprintln!("A task moves the letters of {queue} already."),
         None => letter_box.sqs.start_move(&arn, args.rate).await?,
     }
-    follow(letter_box, &arn, args.json).await
+    let ended = before.iter().filter(|task| !task.is_running()).filter_map(|task| task.started_at).max();
+    follow(letter_box, &arn, Some(ended), args.json).await
 }
 
 async fn cancel(letter_box: &LetterBox, arn: &str, as_json: bool) -> Result<ExitCode, Trouble> {
@@ -404,25 +409,37 @@ async fn cancel(letter_box: &LetterBox, arn: &str, as_json: bool) -> Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
-/// Tells how the newest task gets on, until it has ended.
-async fn follow(letter_box: &LetterBox, arn: &str, as_json: bool) -> Result<ExitCode, Trouble> {
+/// Tells how the newest task gets on, until it has ended. `begun`: one was started after all that began until then, and
+/// SQS may take a moment to list it.
+async fn follow(
+    letter_box: &LetterBox,
+    arn: &str,
+    begun: Option<Option<OffsetDateTime>>,
+    as_json: bool,
+) -> Result<ExitCode, Trouble> {
     let (stop, _waiting) = interruption();
-    let (screen, mut last) = (Screen::new(as_json), None);
+    let (screen, mut last, mut misses) = (Screen::new(as_json), None, 0);
     loop {
-        let Some(task) = letter_box.sqs.moves(arn).await?.into_iter().next() else {
+        let tasks = letter_box.sqs.moves(arn).await?.into_iter();
+        let newest = tasks.max_by_key(|task| (task.is_running(), task.started_at));
+        let newest = newest.filter(|task| begun.is_none_or(|ended| task.is_running() || task.started_at > ended));
+        if let Some(task) = newest {
+            let changed = last.as_ref() != Some(&task);
+            match as_json {
+                true if changed => say!("{}", json!(task)),
+                false if changed || screen.terminal => screen.redraw(&progress(&task), !task.is_running()),
+                _ => {}
+            }
+            if !task.is_running() {
+                return Ok(ended(letter_box, &task));
+            }
+            last = Some(task);
+        } else if begun.is_none() || misses == PATIENCE {
             eprintln!("No task has moved letters of {} lately.", short_queue(arn));
             return Ok(ExitCode::FAILURE);
-        };
-        let changed = last.as_ref() != Some(&task);
-        match as_json {
-            true if changed => say!("{}", json!(task)),
-            false if changed || screen.terminal => screen.redraw(&progress(&task), !task.is_running()),
-            _ => {}
+        } else {
+            misses += 1;
         }
-        if !task.is_running() {
-            return ended(letter_box, &task).await;
-        }
-        last = Some(task);
         if stop.run_until_cancelled(sleep(EVERY)).await.is_none() {
             eprintln!(
                 "\nSQS goes on moving them. Follow it: ses-ledger dlq redrive --status; end it: ses-ledger dlq redrive --cancel"
@@ -438,7 +455,7 @@ fn progress(task: &Move) -> String {
     format!("{}: moved {} of about {} letters{rate}", status.to_lowercase(), grouped(*moved), grouped(*to_move))
 }
 
-async fn ended(letter_box: &LetterBox, task: &Move) -> Result<ExitCode, Trouble> {
+fn ended(letter_box: &LetterBox, task: &Move) -> ExitCode {
     if let Some(failure) = &task.failure {
         eprintln!("error: SQS gave up moving them: {}", one_line(failure, 200));
         if failure.contains("CouldNotDetermineMessageSource") {
@@ -449,7 +466,7 @@ async fn ended(letter_box: &LetterBox, task: &Move) -> Result<ExitCode, Trouble>
             );
         }
     }
-    Ok(if task.status == "COMPLETED" { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    if task.status == "COMPLETED" { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 async fn export(letter_box: &LetterBox, args: &ExportArgs) -> Result<ExitCode, Trouble> {

@@ -17,7 +17,8 @@ use crate::{
     postgres::{
         Postgres, PostgresSettings,
         stuck::{
-            self, OrphanGroup, OrphanGroups, OrphanedMail, OrphanedMailInFull, OrphanedMails, Page, Removal, Why, Work,
+            self, Candidate, OrphanGroup, OrphanGroups, OrphanedMail, OrphanedMailInFull, OrphanedMails, Page, Removal,
+            Why, Work,
         },
     },
     readable::{second, span},
@@ -501,26 +502,27 @@ fn show_mail(screen: &Screen, full: &OrphanedMailInFull) {
         }
         say!("                       event {}", orphan.uuid);
     }
-    say!("\n{}", wrapped("  ", &what_would_attach(full)));
+    say!();
+    show_what_would_attach(full);
 }
 
-fn what_would_attach(full: &OrphanedMailInFull) -> String {
+fn show_what_would_attach(full: &OrphanedMailInFull) {
     let id = one_line(&full.mail.aws_message_id, 200);
     if let Some(log) = full.log_uuid {
-        return format!("The log row {log} is there: ses-ledger orphans retry --id {id}");
+        say!("{}", wrapped("  ", &format!("The log row {log} is there. To attach them now:")));
+        say!("  ses-ledger orphans retry --id {id}");
+        return;
     }
-    let mut text = match full.orphans.iter().find_map(|orphan| orphan.log_uuid) {
-        Some(uuid) => {
-            format!("A row of email_logs with the uuid {uuid}, or with aws_message_id = '{id}', would attach them.")
-        }
-        None => format!("A row of email_logs with aws_message_id = '{id}' would attach them."),
-    };
-    for candidate in &full.candidates {
-        text.push_str(&format!(
-            " The row {} of {} has no id of SES and the same recipient: if it is this mail, write the id to it.",
-            candidate.log_uuid,
-            second(candidate.created_at)
-        ));
+    say!("  A row of email_logs would attach them with one of these:");
+    say!("  aws_message_id = '{id}'");
+    if let Some(uuid) = full.orphans.iter().find_map(|orphan| orphan.log_uuid) {
+        say!("  uuid = '{uuid}'");
     }
-    text
+    for Candidate { log_uuid, created_at, .. } in &full.candidates {
+        let text = format!(
+            "The row {log_uuid} of {} has the same recipient and no id of SES. If it is this mail, write the id to it.",
+            second(*created_at)
+        );
+        say!("{}", wrapped("  ", &text));
+    }
 }

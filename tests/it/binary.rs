@@ -3,6 +3,7 @@
 
 mod configuration;
 mod database_away;
+mod dead_letters;
 mod decoding;
 mod explaining;
 mod finding;
@@ -15,6 +16,7 @@ mod metrics_page;
 mod migrating;
 mod poison;
 mod pooled;
+mod quarantine;
 mod retention;
 mod rotation;
 mod several_queues;
@@ -22,6 +24,7 @@ mod shadow;
 mod starting;
 mod status;
 mod traces;
+mod stuck;
 
 use std::{
     env,

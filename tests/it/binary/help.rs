@@ -99,6 +99,30 @@ async fn no_line_of_the_help_is_wider_than_the_terminal() {
     for command in
         [vec![], vec!["run"], vec!["migrate"], vec!["decode"], vec!["simulate"], vec!["find"], vec!["explain"]]
     {
+async fn the_help_of_what_is_stuck_is_the_one_that_was_read_last() {
+    for command in STUCK {
+        check(&command).await;
+    }
+}
+
+const STUCK: [[&str; 2]; 11] = [
+    ["orphans", "list"],
+    ["orphans", "show"],
+    ["orphans", "retry"],
+    ["orphans", "expire"],
+    ["quarantine", "list"],
+    ["quarantine", "show"],
+    ["quarantine", "replay"],
+    ["quarantine", "drop"],
+    ["dlq", "peek"],
+    ["dlq", "redrive"],
+    ["dlq", "export"],
+];
+
+#[tokio::test]
+async fn no_line_of_the_help_is_wider_than_the_terminal() {
+    let others = [vec![], vec!["run"], vec!["migrate"], vec!["decode"], vec!["simulate"]];
+    for command in others.into_iter().chain(STUCK.map(Vec::from)) {
         for columns in [80, 100] {
             let text = help(&command, columns).await;
             let wide: Vec<&str> = text.lines().filter(|line| line.chars().count() > columns).collect();
