@@ -260,7 +260,7 @@ pub struct Removal {
 }
 
 /// Mails to look at for the groups.
-const MOST_MAILS: u32 = 10_000;
+const MOST_MAILS: u32 = 5_000;
 
 const ORPHANED_MAILS: &str = include_str!("orphaned_mails.sql");
 
@@ -268,7 +268,7 @@ const ORPHANED_MAILS: &str = include_str!("orphaned_mails.sql");
 const ABOUT: &str = "uuid, stage, reason, failed_at, fingerprint, length(body)::bigint AS bytes, queue, sqs_message_id,
    receive_count, times_seen, first_seen_at, last_seen_at, replay_count, last_replayed_at, last_replay_outcome";
 
-/// Why orphans wait, in groups, the largest first. Looks at the 10,000 newest mails.
+/// Why orphans wait, in groups, the largest first. Looks at the 5,000 newest mails.
 ///
 /// # Errors
 /// If the database cannot be read.
