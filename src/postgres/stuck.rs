@@ -381,7 +381,7 @@ pub async fn removals(postgres: &Postgres, what: &str, most: u32) -> anyhow::Res
     };
     let query = query.bind(what).bind(i64::from(most));
     let removals = postgres.patiently(query.try_map(read).fetch_all(postgres)).await;
-    removals.context("cannot read what was removed")
+    removals.context("cannot read what was removed; is the schema up to date (ses-ledger migrate status)?")
 }
 
 /// Notes what a replay of a body came to. `outcome` begins with `still ` unless all of it was understood and stored.

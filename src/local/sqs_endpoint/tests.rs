@@ -157,7 +157,7 @@ async fn errors_have_the_shape_that_sdks_read() {
         ("SendMessage", json!({"MessageBody": "\0"}), "InvalidMessageContents", "invalidmessagecontents"),
         ("DeleteMessage", json!({"ReceiptHandle": "garbage"}), "ReceiptHandleIsInvalid", "receipthandleisinvalid"),
         ("GetQueueAttributes", json!({"AttributeNames": ["Colour"]}), "InvalidAttributeName", "invalidattributename"),
-        ("StartMessageMoveTask", json!({}), "UnsupportedOperation", "aws.simplequeueservice.unsupportedoperation"),
+        ("TagQueue", json!({}), "UnsupportedOperation", "aws.simplequeueservice.unsupportedoperation"),
     ] {
         let (head, answer) = call(&endpoint, action, body).await;
         assert!(head.starts_with("http/1.1 400"), "{head}");

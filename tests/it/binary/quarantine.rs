@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use ses_ledger::{
+    event::EventKind,
     local::story::{Mess, Step, Story, StorySettings},
     pipeline::{
         Store as _,
@@ -16,7 +17,7 @@ use super::{
     swept,
 };
 use crate::{
-    arrivals::{junk, origin},
+    arrivals::{event, junk, origin, store},
     database::{self, Database},
     roles::login,
     truth::assert_exact,
@@ -303,6 +304,10 @@ async fn the_functions_that_remove_guard_themselves() {
     use ses_ledger::postgres::stuck::{drop_quarantined, expire_orphans};
     let young = expire_orphans(&owner, run, &ids, std::time::Duration::from_secs(3600), "why").await;
     assert!(format!("{:#}", young.expect_err("an hour is no age")).contains("older than a day"));
+    store(&database.store(), [event("fresh", EventKind::Send)]).await;
+    let fresh = database.text("SELECT uuid::text FROM orphaned_events").await.parse().expect("a uuid");
+    let day = std::time::Duration::from_secs(86_400);
+    assert_eq!(expire_orphans(&owner, run, &[fresh], day, "why").await.expect("it may"), 0, "it is fresh");
     assert_eq!(drop_quarantined(&owner, run, &ids[..1], "mine").await.expect("it may"), 1);
     let other = database::connect(&login(&database, &["ses_ledger_owner"]).await);
     assert!(drop_quarantined(&other, run, &ids[1..], "mine").await.is_err(), "that removal is somebody else's");
