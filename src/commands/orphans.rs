@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
-    removal::{Export, RemovalArgs, is_wanted},
+    removal::{Export, RemovalArgs, is_wanted, show_progress},
     screen::{Screen, grouped, listed, one_line, say, wrapped},
 };
 use crate::{
@@ -274,7 +274,7 @@ async fn expire(args: ExpireArgs) -> anyhow::Result<ExitCode> {
     if !args.removal.dry_run && refuses(&postgres, Work::Expire, "remove orphaned events").await? {
         return Ok(ExitCode::FAILURE);
     }
-    let uuids = expirable(&postgres, &args).await?;
+    let (uuids, screen) = (expirable(&postgres, &args).await?, Screen::new(args.json));
     let what = format!(
         "{} orphaned events that were parked more than {} ago",
         grouped(uuids.len() as u64),
@@ -290,7 +290,8 @@ async fn expire(args: ExpireArgs) -> anyhow::Result<ExitCode> {
     }
     if let Some(file) = &args.removal.export {
         let mut export = Export::create(file)?;
-        for slice in uuids.chunks(SLICE as usize) {
+        for (n, slice) in uuids.chunks(SLICE as usize).enumerate() {
+            show_progress(&screen, n * SLICE as usize, uuids.len(), "written");
             for line in stuck::orphans_as_json(&postgres, slice).await? {
                 export.line(&line)?;
             }
@@ -302,11 +303,14 @@ async fn expire(args: ExpireArgs) -> anyhow::Result<ExitCode> {
         Some(_) => format!("older than {}, of one mail", span(args.older_than)),
         None => format!("older than {}", span(args.older_than)),
     };
-    for slice in uuids.chunks(SLICE as usize) {
+    for (n, slice) in uuids.chunks(SLICE as usize).enumerate() {
+        show_progress(&screen, n * SLICE as usize, uuids.len(), "removed");
         removed += stuck::expire_orphans(&postgres, run, slice, args.older_than, &why).await?;
     }
     print(args.json, &json!({ "removal": run.to_string(), "removed": removed }), || {
-        say!("Removed {} orphaned events; ses_ledger_removals tells so under {run}.", grouped(removed));
+        let done = format!("Removed {} orphaned events; ses_ledger_removals tells so under", grouped(removed));
+        screen.redraw(&done, true);
+        say!("{run}.");
     })
 }
 

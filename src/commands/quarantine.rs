@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{
     orphans::{connect, may_remove, print, refuses, short_queue, show_removals},
-    removal::{Export, RemovalArgs},
+    removal::{Export, RemovalArgs, show_progress},
     screen::{Screen, grouped, one_line, say, wrapped},
 };
 use crate::{
@@ -390,7 +390,7 @@ async fn remove(args: DropArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     }
     let which = args.which.which();
-    let uuids = chosen(&postgres, &which, args.understood).await?;
+    let (uuids, screen) = (chosen(&postgres, &which, args.understood).await?, Screen::new(args.json));
     let why = reason(&which, args.understood);
     let what = format!("{} bodies in quarantine ({why})", grouped(uuids.len() as u64));
     if args.removal.dry_run || uuids.is_empty() {
@@ -403,7 +403,8 @@ async fn remove(args: DropArgs) -> anyhow::Result<ExitCode> {
     }
     if let Some(file) = &args.removal.export {
         let mut export = Export::create(file)?;
-        for uuid in &uuids {
+        for (n, uuid) in uuids.iter().enumerate() {
+            show_progress(&screen, n, uuids.len(), "written");
             if let Some(body) = stuck::body(&postgres, *uuid).await? {
                 export.line(&as_json(&body)?)?;
             }
@@ -411,11 +412,13 @@ async fn remove(args: DropArgs) -> anyhow::Result<ExitCode> {
         export.sync()?;
     }
     let (run, mut removed) = (Uuid::now_v7(), 0);
-    for slice in uuids.chunks(SLICE as usize) {
+    for (n, slice) in uuids.chunks(SLICE as usize).enumerate() {
+        show_progress(&screen, n * SLICE as usize, uuids.len(), "removed");
         removed += stuck::drop_quarantined(&postgres, run, slice, &why).await?;
     }
     print(args.json, &json!({ "removal": run.to_string(), "removed": removed }), || {
-        say!("Removed {} bodies; ses_ledger_removals tells so under {run}.", grouped(removed));
+        screen.redraw(&format!("Removed {} bodies; ses_ledger_removals tells so under", grouped(removed)), true);
+        say!("{run}.");
     })
 }
 

@@ -8,6 +8,8 @@ use std::{
 
 use anyhow::Context as _;
 
+use super::screen::{Screen, grouped};
+
 /// How to remove something.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct RemovalArgs {
@@ -52,6 +54,13 @@ impl Export {
 
     fn trouble(&self) -> String {
         format!("cannot write to {}: nothing that is not in it was removed", self.path.display())
+    }
+}
+
+/// How far a long removal is; on a terminal only.
+pub(super) fn show_progress(screen: &Screen, done: usize, all: usize, what: &str) {
+    if screen.terminal && !screen.json {
+        screen.redraw(&format!("{} of {} {what}", grouped(done as u64), grouped(all as u64)), false);
     }
 }
 
