@@ -22,6 +22,9 @@ pub(crate) fn grouped(number: u64) -> String {
 /// `1 message`, `2,000 messages`.
 pub(crate) fn plural(count: u64, one: &str, several: &str) -> String {
     format!("{} {}", grouped(count), if count == 1 { one } else { several })
+/// `1 body`, `1,234 bodies`.
+pub(crate) fn counted(number: u64, one: &str, many: &str) -> String {
+    format!("{} {}", grouped(number), if number == 1 { one } else { many })
 }
 
 /// Date and time to the millisecond.

@@ -21,7 +21,7 @@ use crate::{
             Why, Work,
         },
     },
-    readable::{second, span},
+    readable::{counted, second, span},
 };
 
 /// Arguments of `orphans`.
@@ -222,7 +222,10 @@ async fn retry(args: RetryArgs) -> anyhow::Result<ExitCode> {
     };
     let left = stuck::orphans_left(&postgres).await?;
     print(args.json, &json!({ "attached": attached, "left": left }), || {
-        say!("{} events found their mail and are attached; {} still wait.", grouped(attached), grouped(left as u64));
+        let found =
+            counted(attached, "event found its mail and is attached", "events found their mail and are attached");
+        let line = format!("{found}; {}.", counted(left as u64, "still waits", "still wait"));
+        Screen::new(false).redraw(&line, true);
         if attached == 0 && left > 0 {
             say!("Why they wait: ses-ledger orphans list");
         }
@@ -259,9 +262,6 @@ async fn retry_all(postgres: &Postgres, as_json: bool) -> anyhow::Result<u64> {
             }
             false => {}
         }
-    }
-    if screen.terminal && !as_json {
-        screen.redraw("", false);
     }
     Ok(attached)
 }
@@ -395,8 +395,8 @@ fn show_groups(screen: &Screen, all: &OrphanGroups, removals: &[Removal]) {
         None => say!("No event waits for its mail."),
         Some(oldest) => {
             let age = OffsetDateTime::now_utc() - oldest;
-            let waits = if all.events == 1 { "event waits" } else { "events wait" };
-            say!("{} {waits} for a log row; the oldest for {}.", grouped(all.events as u64), span(age.unsigned_abs()));
+            let waiting = counted(all.events as u64, "event waits", "events wait");
+            say!("{waiting} for a log row; the oldest for {}.", span(age.unsigned_abs()));
         }
     }
     if all.truncated {
@@ -411,7 +411,8 @@ fn show_groups(screen: &Screen, all: &OrphanGroups, removals: &[Removal]) {
 fn show_group(screen: &Screen, group: &OrphanGroup) {
     let OrphanGroup { why, events, mails, first_seen_at, last_seen_at, .. } = group;
     say!("\n{}", screen.bold(title(*why)));
-    let counts = format!("{} events of {} mails", grouped(*events as u64), grouped(*mails as u64));
+    let counts =
+        format!("{} of {}", counted(*events as u64, "event", "events"), counted(*mails as u64, "mail", "mails"));
     say!("  {counts}, {} to {} UTC", second(*first_seen_at), second(*last_seen_at));
     let place = [
         group.sender_domain.as_ref().map(|domain| format!("from {domain}")),

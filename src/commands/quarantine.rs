@@ -22,7 +22,7 @@ use crate::{
         Postgres,
         stuck::{self, Body, Page, QuarantineGroup, QuarantinedBodies, QuarantinedBody, Removal, Which, Work},
     },
-    readable::{second, visible},
+    readable::{counted, second, visible},
     replay::{self, Reading, Replayed},
 };
 
@@ -367,11 +367,11 @@ impl Sum {
             say!("{summary}");
             return;
         }
-        let (all, good) = (grouped(bodies), grouped(settled));
+        let (all, good) = (counted(bodies, "body", "bodies"), grouped(settled));
         let line = match args.dry_run {
-            true => format!("This binary understands {good} of {all} bodies. Nothing was written."),
+            true => format!("This binary understands {good} of {all}. Nothing was written."),
             false => format!(
-                "Replayed {all} bodies, {good} of them understood: stored {}, duplicate {}, orphaned {}.",
+                "Replayed {all}, {good} of them understood: stored {}, duplicate {}, orphaned {}.",
                 grouped(inserted),
                 grouped(duplicate),
                 grouped(orphaned)
@@ -392,7 +392,7 @@ async fn remove(args: DropArgs) -> anyhow::Result<ExitCode> {
     let which = args.which.which();
     let (uuids, screen) = (chosen(&postgres, &which, args.understood).await?, Screen::new(args.json));
     let why = reason(&which, args.understood);
-    let what = format!("{} bodies in quarantine ({why})", grouped(uuids.len() as u64));
+    let what = format!("{} in quarantine ({why})", counted(uuids.len() as u64, "body", "bodies"));
     if args.removal.dry_run || uuids.is_empty() {
         return print(args.json, &json!({ "would_remove": uuids.len(), "removed": 0 }), || {
             say!("{}", wrapped("", &one_line(&format!("{what} would be removed."), 400)));
@@ -417,7 +417,10 @@ async fn remove(args: DropArgs) -> anyhow::Result<ExitCode> {
         removed += stuck::drop_quarantined(&postgres, run, slice, &why).await?;
     }
     print(args.json, &json!({ "removal": run.to_string(), "removed": removed }), || {
-        screen.redraw(&format!("Removed {} bodies; ses_ledger_removals tells so under", grouped(removed)), true);
+        screen.redraw(
+            &format!("Removed {}; ses_ledger_removals tells so under", counted(removed, "body", "bodies")),
+            true,
+        );
         say!("{run}.");
     })
 }
@@ -458,20 +461,20 @@ fn as_json(body: &Body) -> anyhow::Result<String> {
 }
 
 fn show_groups(screen: &Screen, groups: &[QuarantineGroup], removals: &[Removal]) {
-    let sum = |count: fn(&QuarantineGroup) -> i64| grouped(groups.iter().map(count).sum::<i64>() as u64);
+    let sum = |count: fn(&QuarantineGroup) -> i64| groups.iter().map(count).sum::<i64>();
     match groups {
         [] => say!("No body is in quarantine."),
         _ => say!(
-            "{} bodies are in quarantine, seen {} times; {} of them understood since.",
-            sum(|g| g.bodies),
-            sum(|g| g.times_seen),
-            sum(|g| g.settled)
+            "{} in quarantine, seen {}; {} of them understood since.",
+            counted(sum(|g| g.bodies) as u64, "body is", "bodies are"),
+            times(sum(|g| g.times_seen)),
+            grouped(sum(|g| g.settled) as u64)
         ),
     }
     for group in groups {
         let QuarantineGroup { bodies, times_seen, first_seen_at, last_seen_at, replayed, settled, .. } = group;
         say!("\n{}", screen.bold(&one_line(&group.fingerprint, 200)));
-        let seen = format!("{} bodies, seen {}", grouped(*bodies as u64), times(*times_seen));
+        let seen = format!("{}, seen {}", counted(*bodies as u64, "body", "bodies"), times(*times_seen));
         let replays = match replayed {
             0 => String::new(),
             n => format!("; {} replayed, {} understood since", grouped(*n as u64), grouped(*settled as u64)),

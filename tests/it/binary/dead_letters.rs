@@ -153,7 +153,7 @@ async fn redrive_moves_letters_back_and_a_worker_stores_them() {
     let queues = Queues::with_letters(&[&delivery("m1"), &delivery("m2"), &delivery("m3")]).await;
     let dry = queues.dlq(&["redrive", "--dry-run"]).await;
     assert_eq!(dry.code, Some(0), "{}", dry.err);
-    assert!(dry.out.contains("About 3 letters of events-dead would be moved"), "{}", dry.out);
+    assert!(dry.out.contains("About 3 letters of events-dead would be moved back"), "{}", dry.out);
     queues.all_visible(3);
 
     let ended = queues.dlq(&["redrive"]).await;

@@ -168,7 +168,7 @@ async fn replay_stores_what_is_understood_by_now_and_storing_again_changes_nothi
     let rest = ask(&worker, &["quarantine", "replay"]).await;
     assert!(rest.out.contains("Replayed 3 bodies, 0 of them"), "what is understood is passed over: {}", rest.out);
     let limited = ask(&worker, &["quarantine", "replay", "--reason", "no_mail", "--limit", "1"]).await;
-    assert!(limited.out.contains("Replayed 1 bodies"), "{}", limited.out);
+    assert!(limited.out.contains("Replayed 1 body"), "{}", limited.out);
 
     let refused = ask(&operator, &["quarantine", "replay"]).await;
     assert_eq!(refused.code, Some(1));

@@ -166,7 +166,7 @@ async fn retry_attaches_what_the_sweep_would() {
     let worker = login(&database, &["ses_ledger_worker"]).await;
     let all = ask(&worker, &["orphans", "retry"]).await;
     assert_eq!(all.code, Some(0), "{}", all.err);
-    assert!(all.out.contains("1 events found their mail and are attached; 2 still wait"), "{}", all.out);
+    assert!(all.out.contains("1 event found its mail and is attached; 2 still wait"), "{}", all.out);
     let events = "SELECT count(*) FROM email_events e JOIN email_logs l ON l.uuid = e.email_log_uuid WHERE aws_message_id IN ('no-row', 'late')";
     assert_eq!(database.number(events).await, 4);
     assert_eq!(database.number("SELECT count(*) FROM email_logs WHERE sent_at IS NOT NULL").await, 2);
