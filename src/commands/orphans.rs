@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
-    removal::{Export, RemovalArgs, is_wanted, show_progress},
+    removal::{Export, RemovalArgs, may_remove, refuses, show_progress, show_removals},
     screen::{Screen, grouped, listed, one_line, say, wrapped},
 };
 use crate::{
@@ -339,30 +339,6 @@ pub(super) async fn connect(settings: &PostgresSettings) -> Result<Postgres, Exi
     }
 }
 
-/// Whether the login may not do that; then it is told what to do about it.
-pub(super) async fn refuses(postgres: &Postgres, work: Work, what: &str) -> anyhow::Result<bool> {
-    let grant = stuck::lacks(postgres, work).await?;
-    if let Some(grant) = &grant {
-        eprintln!("error: this login may not {what}. To mend it, have the schema's owner run: {grant}");
-    }
-    Ok(grant.is_some())
-}
-
-/// Asks, and says why not.
-pub(super) fn may_remove(what: &str, yes: bool) -> bool {
-    match is_wanted(&format!("Remove {what}?"), yes) {
-        Ok(true) => true,
-        Ok(false) => {
-            eprintln!("Nothing was removed.");
-            false
-        }
-        Err(e) => {
-            eprintln!("error: {e:#}. It would remove {what}");
-            false
-        }
-    }
-}
-
 /// One JSON document, or words.
 pub(super) fn print(as_json: bool, answer: &impl Serialize, words: impl FnOnce()) -> anyhow::Result<ExitCode> {
     match as_json {
@@ -370,19 +346,6 @@ pub(super) fn print(as_json: bool, answer: &impl Serialize, words: impl FnOnce()
         false => words(),
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// What was removed before, so that nobody looks for it.
-pub(super) fn show_removals(removals: &[Removal]) {
-    if removals.is_empty() {
-        return;
-    }
-    say!("\nRemoved before:");
-    for removal in removals {
-        let Removal { removed, reason, removed_by, ended_at, .. } = removal;
-        let text = format!("{} by {}: {}", grouped(*removed as u64), one_line(removed_by, 40), one_line(reason, 200));
-        say!("{}", wrapped(&format!("  {}  ", second(*ended_at)), &text));
-    }
 }
 
 /// The last part of an ARN: what people call the queue.

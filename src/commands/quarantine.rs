@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    orphans::{connect, may_remove, print, refuses, short_queue, show_removals},
-    removal::{Export, RemovalArgs, show_progress},
+    orphans::{connect, print, short_queue},
+    removal::{Export, RemovalArgs, may_remove, refuses, show_progress, show_removals},
     screen::{Screen, grouped, one_line, say, wrapped},
 };
 use crate::{

@@ -1,4 +1,5 @@
-//! What every command does that takes something away: asks, and keeps a copy where it is told to.
+//! What every command does that takes something away: sees whether it may, asks, keeps a copy where it is told to, and
+//! tells what was taken away before.
 
 use std::{
     fs::File,
@@ -8,7 +9,14 @@ use std::{
 
 use anyhow::Context as _;
 
-use super::screen::{Screen, grouped};
+use super::screen::{Screen, grouped, one_line, say, wrapped};
+use crate::{
+    postgres::{
+        Postgres,
+        stuck::{self, Removal, Work},
+    },
+    readable::second,
+};
 
 /// How to remove something.
 #[derive(Clone, Debug, clap::Args)]
@@ -64,11 +72,48 @@ pub(super) fn show_progress(screen: &Screen, done: usize, all: usize, what: &str
     }
 }
 
+/// Whether the login may not do that; then it is told what to do about it.
+pub(super) async fn refuses(postgres: &Postgres, work: Work, what: &str) -> anyhow::Result<bool> {
+    let grant = stuck::lacks(postgres, work).await?;
+    if let Some(grant) = &grant {
+        eprintln!("error: this login may not {what}. To mend it, have the schema's owner run: {grant}");
+    }
+    Ok(grant.is_some())
+}
+
+/// Asks, and says why not.
+pub(super) fn may_remove(what: &str, yes: bool) -> bool {
+    match is_wanted(&format!("Remove {what}?"), yes) {
+        Ok(true) => true,
+        Ok(false) => {
+            eprintln!("Nothing was removed.");
+            false
+        }
+        Err(e) => {
+            eprintln!("error: {e:#}. It would remove {what}");
+            false
+        }
+    }
+}
+
+/// What was removed before, so that nobody looks for it.
+pub(super) fn show_removals(removals: &[Removal]) {
+    if removals.is_empty() {
+        return;
+    }
+    say!("\nRemoved before:");
+    for removal in removals {
+        let Removal { removed, reason, removed_by, ended_at, .. } = removal;
+        let text = format!("{} by {}: {}", grouped(*removed as u64), one_line(removed_by, 40), one_line(reason, 200));
+        say!("{}", wrapped(&format!("  {}  ", second(*ended_at)), &text));
+    }
+}
+
 /// Whether to go on: somebody said so, on the command line or now.
 ///
 /// # Errors
 /// If nobody can be asked.
-pub(super) fn is_wanted(question: &str, yes: bool) -> anyhow::Result<bool> {
+fn is_wanted(question: &str, yes: bool) -> anyhow::Result<bool> {
     if yes {
         return Ok(true);
     }
