@@ -1,6 +1,12 @@
-//! How we reach AWS, and what its SDK's errors come from: the same for every service.
+//! How we reach AWS, and what its SDK's errors come from: the same for every service. In the folder one file for each
+//! service that `doctor` looks at.
 
-use std::{error::Error, iter::successors, time::Duration};
+pub(crate) mod eventbridge;
+pub(crate) mod kms;
+pub(crate) mod ses;
+pub(crate) mod sns;
+
+use std::{error::Error, fmt, iter::successors, time::Duration};
 
 use aws_config::{
     BehaviorVersion, Region, SdkConfig, identity::IdentityCache, retry::RetryConfig,
@@ -10,6 +16,8 @@ use aws_credential_types::{
     Credentials,
     provider::{SharedCredentialsProvider, error::CredentialsError},
 };
+use aws_smithy_runtime_api::client::result::SdkError;
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
 /// One attempt at any call but a receive, and all attempts.
 pub(crate) const ATTEMPT: Duration = Duration::from_secs(5);
@@ -62,6 +70,86 @@ pub(crate) async fn config(access: &Access, region: String, endpoint: Option<Str
     }
     let role = SharedCredentialsProvider::new(role.build().await);
     shared.into_builder().credentials_provider(role).build()
+}
+
+/// The same, with `AWS_ENDPOINT_URL_SESV2` and its like before the endpoint that all services share: one that is set by
+/// hand would win over them.
+pub(crate) fn with_endpoints_of_services(config: SdkConfig) -> SdkConfig {
+    let anywhere = config.get_origin("nowhere");
+    let mut builder = config.into_builder();
+    builder.insert_origin("endpoint_url", anywhere);
+    builder.build()
+}
+
+/// What AWS answers when it is asked about a thing: `None` if there is no such thing.
+pub(crate) type Answer<T> = Result<Option<T>, Unanswered>;
+
+/// A question that AWS did not answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unanswered {
+    /// The right that the question takes, like `ses:GetAccount`.
+    pub(crate) permission: &'static str,
+    pub(crate) why: Why,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// These credentials may not ask.
+    Denied,
+    /// Whoever answers does not know the question: an emulator.
+    NotOffered,
+    /// No answer, no connection, no credentials.
+    Failed(String),
+}
+
+impl fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let permission = self.permission;
+        match &self.why {
+            Why::Denied => write!(f, "these credentials lack {permission}"),
+            Why::NotOffered => write!(f, "{permission} is not offered by this endpoint"),
+            Why::Failed(why) => write!(f, "{permission}: {why}"),
+        }
+    }
+}
+
+/// Sorts what a service answered.
+pub(crate) fn answer<T, E, R>(permission: &'static str, answer: Result<T, SdkError<E, R>>) -> Answer<T>
+where
+    E: Error + ProvideErrorMetadata + 'static,
+    R: fmt::Debug + 'static,
+{
+    let error = match answer {
+        Ok(found) => return Ok(Some(found)),
+        Err(error) => error,
+    };
+    let code = error.code().unwrap_or_default();
+    let why = match &error {
+        _ if is_missing(code) => return Ok(None),
+        _ if is_denied(code) => Why::Denied,
+        _ if is_unknown_here(code) => Why::NotOffered,
+        SdkError::ServiceError(e) => Why::Failed(format!("{code}: {}", e.err().message().unwrap_or("no message"))),
+        SdkError::TimeoutError(_) => Why::Failed("no answer in time".to_owned()),
+        error if lacks_credentials(error) => Why::Failed(format!("there are no AWS credentials: {GIVE_CREDENTIALS}")),
+        error => Why::Failed(innermost(error)),
+    };
+    Err(Unanswered { permission, why })
+}
+
+/// A service let us in, but not to do that.
+pub(crate) fn is_denied(code: &str) -> bool {
+    ["AccessDenied", "Unauthorized", "AuthorizationError", "NotAuthorized"].iter().any(|c| code.contains(c))
+        || code == "Forbidden"
+}
+
+fn is_missing(code: &str) -> bool {
+    ["NotFound", "QueueDoesNotExist", "NonExistentQueue"].iter().any(|c| code.contains(c))
+}
+
+fn is_unknown_here(code: &str) -> bool {
+    ["NotImplemented", "UnknownOperation", "UnknownAction", "InvalidAction", "UnsupportedOperation"]
+        .iter()
+        .any(|c| code.contains(c))
 }
 
 /// How to give us credentials.

@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::format_description};
 
 use crate::{
-    commands::{decode, demo::DemoArgs, dlq::DlqArgs, explain::ExplainArgs, find::FindArgs, health, migrate::MigrateArgs, orphans::OrphansArgs, quarantine::QuarantineArgs, simulate::SimulateArgs, status::StatusArgs},
+    commands::{decode, demo::DemoArgs, dlq::DlqArgs, doctor::DoctorArgs, explain::ExplainArgs, find::FindArgs, health, migrate::MigrateArgs, orphans::OrphansArgs, quarantine::QuarantineArgs, simulate::SimulateArgs, status::StatusArgs},
     metrics::{Export, emf::EmfSettings},
     pipeline::{
         PipelineSettings,
@@ -85,6 +85,12 @@ pub enum Command {
     Quarantine(Box<QuarantineArgs>),
     /// What is in the dead-letter queue, and why: look, have SQS move it back, or write it to a file
     Dlq(Box<DlqArgs>),
+    /// Is it set up right? Looks at every hop from SES to the database, changes nothing, and says how to mend what is wrong
+    ///
+    /// Identity, configuration set, event destination, topic and its key, subscription or EventBridge rule, queue, dead-letter
+    /// queue, permissions, database, and the last event of each kind. Each finding has its reason and a command that mends it.
+    /// What could not be found out is unknown, never ok. Exits with 1 on an error.
+    Doctor(Box<DoctorArgs>),
     /// Prove on this machine, or on your own deployment, that nothing is lost, doubled or wrong
     ///
     /// Makes up mails and what SES reports about them, in every envelope, and knows the truth. Misbehaves like the real world:
@@ -347,6 +353,7 @@ impl Cli {
             Command::Quarantine(args) => args.check(),
             Command::Dlq(args) => args.check(),
             Command::Simulate(args) => args.check(),
+            Command::Doctor(args) => args.check(),
             Command::Migrate(args) => args.check(),
             Command::Status(args) => args.database.check(),
             Command::Find(args) => args.check(),
@@ -366,7 +373,7 @@ impl Command {
     pub fn usual_log(&self) -> &'static str {
         match self {
             // Its view is what the user looks at.
-            Self::Demo(_) | Self::Simulate(_) => "error",
+            Self::Demo(_) | Self::Doctor(_) | Self::Simulate(_) => "error",
             _ => "info",
         }
     }

@@ -5,6 +5,7 @@ pub mod demo;
 pub mod explain;
 pub mod find;
 pub mod dlq;
+pub mod doctor;
 pub mod health;
 pub mod migrate;
 pub mod orphans;

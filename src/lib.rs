@@ -25,6 +25,7 @@ pub mod commands;
 pub mod http;
 pub mod telemetry;
 
+mod doctor;
 mod readable;
 
 pub mod local;

@@ -2,6 +2,7 @@
 
 pub mod answers;
 pub mod audit;
+pub mod condition;
 mod iam;
 mod login;
 pub mod mails;

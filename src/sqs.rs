@@ -21,7 +21,7 @@ use tokio::time::{Instant, timeout};
 use self::direct::{Direct, Endpoint};
 pub use crate::aws::Access;
 use crate::{
-    aws::{self, ATTEMPT, GIVE_CREDENTIALS, innermost, lacks_credentials},
+    aws::{self, ATTEMPT, Answer, GIVE_CREDENTIALS, innermost, is_denied, lacks_credentials},
     metrics::{
         Metrics,
         conventions::{Request, Requests},
@@ -72,6 +72,28 @@ pub struct Sqs {
     requests: Requests,
 }
 
+/// Where a queue is, and with it what carries events to it.
+pub(crate) struct Place {
+    pub(crate) region: String,
+    /// If it is not on AWS.
+    pub(crate) endpoint: Option<String>,
+    /// It is on this machine.
+    pub(crate) local: bool,
+}
+
+impl SqsSettings {
+    /// Where this queue is.
+    pub(crate) fn place(&self) -> anyhow::Result<Place> {
+        let url = &self.queue_url;
+        let local = self.endpoint_url.as_deref().or(Some(url)).is_some_and(is_loopback);
+        // The URL first: ECS and Lambda set AWS_REGION to their own, and a queue may be in another.
+        let region = region_of(url).or_else(|| self.region.clone()).or_else(|| local.then(|| "us-east-1".to_owned()));
+        let region = region.with_context(|| format!("cannot tell the region of the queue {url}: set AWS_REGION"))?;
+        let endpoint = self.endpoint_url.clone().or_else(|| endpoint_of(url));
+        Ok(Place { region, endpoint, local })
+    }
+}
+
 impl Sqs {
     /// Prepares the clients; talks to nobody yet.
     ///
@@ -79,13 +101,8 @@ impl Sqs {
     /// If no region is given and the queue's URL does not tell it.
     pub async fn new(settings: &SqsSettings) -> anyhow::Result<Self> {
         let url = &settings.queue_url;
-        let local = settings.endpoint_url.as_deref().or(Some(url)).is_some_and(is_loopback);
-        // The URL first: ECS and Lambda set AWS_REGION to their own, and a queue may be in another.
-        let region =
-            region_of(url).or_else(|| settings.region.clone()).or_else(|| local.then(|| "us-east-1".to_owned()));
-        let region = region.with_context(|| format!("cannot tell the region of the queue {url}: set AWS_REGION"))?;
+        let Place { region, endpoint, local } = settings.place()?;
         let name = arn_of(url, &region).unwrap_or_else(|| url.rsplit('/').next().unwrap_or(url).to_owned()).into();
-        let endpoint = settings.endpoint_url.clone().or_else(|| endpoint_of(url));
         let shared = aws::config(&settings.access, region, endpoint, local).await;
         let endpoint = Endpoint::default();
         let quick = aws_sdk_sqs::config::Builder::from(&shared).interceptor(endpoint.clone()).build();
@@ -182,6 +199,37 @@ impl Sqs {
         let answer = request.send().await.map_err(|e| self.sort_error("sqs:GetQueueAttributes", &e))?;
         let attributes = answer.attributes.unwrap_or_default().into_iter();
         Ok(attributes.map(|(name, value)| (name.as_str().to_owned(), value)).collect())
+    }
+
+    /// The same for who wants to know why the queue does not tell. `None` if there is no such queue.
+    pub(crate) async fn look(&self) -> Answer<BTreeMap<String, String>> {
+        let request = self.client.get_queue_attributes().queue_url(&self.url).attribute_names(QueueAttributeName::All);
+        let answer = aws::answer("sqs:GetQueueAttributes", request.send().await)?;
+        let attributes = answer.map(|it| it.attributes.unwrap_or_default().into_iter());
+        Ok(attributes.map(|all| all.map(|(name, value)| (name.as_str().to_owned(), value)).collect()))
+    }
+
+    /// Its ARN, as far as its URL tells it.
+    pub(crate) fn name_of_queue(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether these credentials may delete messages and hide them, tried with a made-up receipt handle.
+    pub(crate) async fn rights_to_settle(&self) -> [(&'static str, Answer<()>); 2] {
+        let (url, made_up) = (&self.url, "ses-ledger-doctor");
+        let delete = self.client.delete_message().queue_url(url).receipt_handle(made_up);
+        let hide = self.client.change_message_visibility().queue_url(url).receipt_handle(made_up).visibility_timeout(0);
+        [
+            ("sqs:DeleteMessage", right("sqs:DeleteMessage", delete.send().await)),
+            ("sqs:ChangeMessageVisibility", right("sqs:ChangeMessageVisibility", hide.send().await)),
+        ]
+    }
+
+    /// Whether these credentials may receive: tried by a receive that waits for nothing and hides nothing. A message that
+    /// it brings counts as received once more.
+    pub(crate) async fn right_to_receive(&self) -> Answer<()> {
+        let request = self.client.receive_message().queue_url(&self.url).visibility_timeout(0).wait_time_seconds(0);
+        right("sqs:ReceiveMessage", request.send().await)
     }
 
     /// How many messages the queue holds, also hidden ones. Approximate, as everything that SQS counts.
@@ -459,8 +507,16 @@ fn host_of(url: &str) -> Option<&str> {
     })
 }
 
-fn is_denied(code: &str) -> bool {
-    code.contains("AccessDenied") || code.contains("Unauthorized") || code == "Forbidden"
+/// The service let us in if it dislikes nothing but the handle.
+fn right<T, E, R>(permission: &'static str, answer: Result<T, SdkError<E, R>>) -> Answer<()>
+where
+    E: std::error::Error + ProvideErrorMetadata + 'static,
+    R: std::fmt::Debug + 'static,
+{
+    match answer {
+        Err(SdkError::ServiceError(e)) if e.err().code().is_some_and(is_about_handle) => Ok(Some(())),
+        answer => Ok(aws::answer(permission, answer)?.map(drop)),
+    }
 }
 
 fn is_about_handle(code: &str) -> bool {

@@ -1,0 +1,158 @@
+//! The database, and which kinds of events have come.
+
+use time::OffsetDateTime;
+
+use super::{Finding, Findings, Hop, KINDS, listed};
+use crate::{
+    postgres::{
+        condition::{Condition, NEWEST},
+        schema,
+    },
+    readable::{grouped, second, span},
+};
+
+use std::time::Duration;
+
+/// Clocks that differ by more make the times of events misleading.
+const CLOCKS: Duration = Duration::from_secs(5);
+
+/// What the database says.
+#[derive(Debug)]
+pub(crate) enum DatabaseFacts {
+    /// It does not let us in, or is not there.
+    Unreachable(String),
+    Reached {
+        condition: Result<Condition, String>,
+        /// How far its clock is ahead of ours.
+        clock: time::Duration,
+        schema: Result<Vec<schema::Finding>, String>,
+        /// The kinds among the newest events, with the time of each one's last.
+        kinds: Result<Vec<(String, OffsetDateTime)>, String>,
+        /// Connections that one worker takes.
+        wanted: u32,
+    },
+}
+
+/// Judges the database.
+pub(crate) fn judge(facts: &DatabaseFacts) -> Vec<Finding> {
+    let mut findings = Findings { region: String::new(), all: Vec::new() };
+    match facts {
+        DatabaseFacts::Unreachable(why) => {
+            findings.error(
+                Hop::Database,
+                "the database does not let us in",
+                why,
+                "ses-ledger migrate status".to_owned(),
+            );
+        }
+        DatabaseFacts::Reached { condition, clock, schema, kinds, wanted } => {
+            match condition {
+                Ok(condition) => judge_condition(condition, *clock, *wanted, &mut findings),
+                Err(why) => findings.unknown(Hop::Database, "cannot ask the server about itself", why),
+            }
+            match schema {
+                Ok(found) => judge_schema(found, &mut findings),
+                Err(why) => findings.unknown(Hop::Database, "cannot look at the schema", why),
+            }
+            match kinds {
+                Ok(kinds) => judge_kinds(kinds, &mut findings),
+                Err(why) => findings.unknown(Hop::Events, "cannot look at the events", why),
+            }
+        }
+    }
+    findings.all
+}
+
+fn judge_condition(condition: &Condition, clock: time::Duration, wanted: u32, findings: &mut Findings) {
+    let (hop, login) = (Hop::Database, &condition.login);
+    match condition.is_replica {
+        true => findings.error(
+            hop,
+            "the server is a standby, which takes no changes",
+            "the worker cannot store",
+            "name the primary in DATABASE_URL".to_owned(),
+        ),
+        false => findings.ok(hop, format!("PostgreSQL {}", condition.version)),
+    }
+    let grant =
+        || format!("CREATE ROLE ses_ledger LOGIN; GRANT ses_ledger_worker TO ses_ledger  -- and not to use {login}");
+    if condition.is_superuser {
+        findings.warning(
+            hop,
+            format!("{login} is a superuser"),
+            "a worker that may do everything can destroy everything",
+            grant(),
+        );
+    } else if condition.is_owner {
+        findings.warning(
+            hop,
+            format!("{login} may drop and alter the tables (ses_ledger_owner)"),
+            "the worker needs none of that",
+            grant(),
+        );
+    } else if condition.may_delete {
+        let fix = format!("REVOKE DELETE ON email_events FROM {login}  -- or from the role by which it may");
+        findings.warning(hop, format!("{login} may delete events"), "the worker needs none of that", fix);
+    } else {
+        findings.ok(hop, format!("{login} cannot drop, alter or delete history"));
+    }
+    let (open, most) = (condition.connections, condition.most_connections);
+    let what = format!("{open} of {most} connections are open; a worker takes {wanted}");
+    match most - open >= i64::from(wanted) {
+        true => findings.ok(hop, what),
+        false => findings.warning(
+            hop,
+            what,
+            "another worker would not get in",
+            "raise max_connections, or put a pooler in between and set DATABASE_POOLER=transaction".to_owned(),
+        ),
+    }
+    let apart = clock.unsigned_abs();
+    match apart > CLOCKS {
+        true => findings.warning(
+            hop,
+            format!("the server's clock and ours are {} apart", span(apart)),
+            "lag and the months of new rows are told by both",
+            "timedatectl set-ntp true  # on the one that is wrong".to_owned(),
+        ),
+        false => findings.ok(hop, "the server's clock is as ours"),
+    }
+}
+
+fn judge_schema(found: &[schema::Finding], findings: &mut Findings) {
+    for finding in found {
+        let (what, fix) = (finding.what.clone(), finding.fix.clone());
+        match finding.severity {
+            schema::Severity::Error => findings.error(Hop::Database, what, "the worker refuses to start", fix),
+            schema::Severity::Warning => {
+                findings.warning(Hop::Database, what, "it works, but somebody should look", fix)
+            }
+        }
+    }
+    if found.is_empty() {
+        findings.ok(Hop::Database, "tables, both unique indexes of the events, rights and partitions are as needed");
+    }
+}
+
+fn judge_kinds(kinds: &[(String, OffsetDateTime)], findings: &mut Findings) {
+    for (kind, at) in kinds {
+        findings.ok(Hop::Events, format!("{kind:<18} last at {} UTC", second(*at)));
+    }
+    let missing: Vec<&str> =
+        KINDS.iter().map(|kind| kind.as_str()).filter(|kind| kinds.iter().all(|(seen, _)| seen != kind)).collect();
+    if !missing.is_empty() {
+        let what = match kinds.is_empty() {
+            true => "no event has come yet".to_owned(),
+            false => {
+                format!("none of {} is among the newest {} events", listed(&missing), grouped(NEWEST.unsigned_abs()))
+            }
+        };
+        let fix = "ses-ledger smoke --from ADDRESS --config-set NAME".to_owned();
+        findings.note(
+            Hop::Events,
+            what,
+            "that may well be so; to see some arrive, send to the simulator of SES",
+            Some(fix),
+        );
+    }
+}
