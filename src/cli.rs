@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::format_description};
 
 use crate::{
-    commands::{decode, demo::DemoArgs, dlq::DlqArgs, doctor::DoctorArgs, explain::ExplainArgs, find::FindArgs, health, migrate::MigrateArgs, orphans::OrphansArgs, quarantine::QuarantineArgs, simulate::SimulateArgs, status::StatusArgs},
+    commands::{decode, demo::DemoArgs, dlq::DlqArgs, doctor::DoctorArgs, explain::ExplainArgs, find::FindArgs, health, migrate::MigrateArgs, orphans::OrphansArgs, quarantine::QuarantineArgs, simulate::SimulateArgs, smoke::SmokeArgs, status::StatusArgs},
     metrics::{Export, emf::EmfSettings},
     pipeline::{
         PipelineSettings,
@@ -91,6 +91,14 @@ pub enum Command {
     /// queue, permissions, database, and the last event of each kind. Each finding has its reason and a command that mends it.
     /// What could not be found out is unknown, never ok. Exits with 1 on an error.
     Doctor(Box<DoctorArgs>),
+    /// Does it work from end to end? Sends to the mailbox simulator of SES and waits for the rows; this costs less than a cent
+    ///
+    /// One mail each to success, bounce, complaint, ooto and suppressionlist of simulator.amazonses.com, which harm no
+    /// reputation; there is no other recipient. Writes a log row for each as your application would, waits until a running
+    /// worker has stored what SES reports, and prints how long each hop took. Exits with 1 if something has not come in time.
+    /// The login has to write log rows and read events (ses_ledger_sender, ses_ledger_operator); the one that migrates also
+    /// removes them at the end.
+    Smoke(Box<SmokeArgs>),
     /// Prove on this machine, or on your own deployment, that nothing is lost, doubled or wrong
     ///
     /// Makes up mails and what SES reports about them, in every envelope, and knows the truth. Misbehaves like the real world:
@@ -354,6 +362,7 @@ impl Cli {
             Command::Dlq(args) => args.check(),
             Command::Simulate(args) => args.check(),
             Command::Doctor(args) => args.check(),
+            Command::Smoke(args) => args.check(),
             Command::Migrate(args) => args.check(),
             Command::Status(args) => args.database.check(),
             Command::Find(args) => args.check(),
@@ -373,7 +382,7 @@ impl Command {
     pub fn usual_log(&self) -> &'static str {
         match self {
             // Its view is what the user looks at.
-            Self::Demo(_) | Self::Doctor(_) | Self::Simulate(_) => "error",
+            Self::Demo(_) | Self::Doctor(_) | Self::Smoke(_) | Self::Simulate(_) => "error",
             _ => "info",
         }
     }

@@ -13,6 +13,7 @@ pub mod quarantine;
 pub mod run;
 pub mod simulate;
 pub mod status;
+pub mod smoke;
 
 mod ask;
 mod removal;

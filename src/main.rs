@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use ses_ledger::{
     cli::{Cli, Command, EXIT_USAGE, Surroundings},
-    commands::{decode, demo, dlq, doctor, explain, find, health, migrate, orphans, quarantine, run, simulate, status},
+    commands::{decode, demo, dlq, doctor, explain, find, health, migrate, orphans, quarantine, run, simulate, smoke, status},
     telemetry,
 };
 
@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         Command::Quarantine(args) => on_runtime(quarantine::run(*args)),
         Command::Dlq(args) => on_runtime(dlq::run(*args)),
         Command::Doctor(args) => on_runtime(doctor::run(*args)),
+        Command::Smoke(args) => on_runtime(smoke::run(*args)),
         Command::Simulate(args) => on_runtime(simulate::run(*args, Surroundings::read())),
         Command::Migrate(args) => on_runtime(migrate::run(args)),
         Command::Decode(args) => decode::run(args),

@@ -12,6 +12,7 @@ pub mod schema;
 mod secret;
 pub mod sender;
 mod session;
+pub mod smoke;
 pub mod simulation;
 pub mod stuck;
 mod tls;
