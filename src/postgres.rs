@@ -12,9 +12,9 @@ pub mod schema;
 mod secret;
 pub mod sender;
 mod session;
-pub mod smoke;
 pub mod simulation;
 pub mod stuck;
+pub mod smoke;
 mod tls;
 pub mod upkeep;
 

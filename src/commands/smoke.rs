@@ -287,7 +287,7 @@ fn outcomes<'a>(sent: &'a [Sent], seen: &'a [Seen]) -> Vec<Outcome<'a>> {
 /// The rows of this run, unless they are to stay. Returns whether they are gone.
 async fn tidy(screen: &Screen, postgres: &Postgres, mark: &str, keep: bool) -> anyhow::Result<bool> {
     if keep {
-        screen.say("The rows stay. To remove them, as the login that migrates: ses-ledger smoke --clean\n");
+        screen.say("The rows stay. To remove them, as the login that migrates:\n  ses-ledger smoke --clean\n");
         return Ok(false);
     }
     let removed = smoke::remove(postgres, Some(mark)).await?.is_some();
@@ -307,8 +307,10 @@ fn show(screen: &Screen, outcomes: &[Outcome<'_>]) {
         let mut name = outcome.sent.mailbox.name();
         for seen in &outcome.seen {
             let [event, worker, row] = hops(outcome.sent, seen).map(|time| span(time.try_into().unwrap_or_default()));
-            let bounce: Vec<&str> = [&seen.bounce_type, &seen.bounce_subtype].into_iter().flatten().map(String::as_str).collect();
-            let line = format!("  {name:<17}{:<11}{event:<11}{worker:<11}{row:<9}{}", seen.event_type, bounce.join(" "));
+            let bounce: Vec<&str> =
+                [&seen.bounce_type, &seen.bounce_subtype].into_iter().flatten().map(String::as_str).collect();
+            let line =
+                format!("  {name:<17}{:<11}{event:<11}{worker:<11}{row:<9}{}", seen.event_type, bounce.join(" "));
             screen.say(line.trim_end());
             name = "";
         }
@@ -328,10 +330,8 @@ fn hops(sent: &Sent, seen: &Seen) -> [time::Duration; 3] {
 
 fn missing(screen: &Screen, config_set: Option<&str>, timeout: Duration) -> String {
     let set = config_set.map_or_else(String::new, |name| format!(" --config-set {name}"));
-    let text = wrapped(
-        "",
-        &format!("Something did not come within {}. Look at each hop: ses-ledger doctor{set}", span(timeout)),
-    );
+    let text =
+        format!("Something did not come within {}. To look at each hop:\n  ses-ledger doctor{set}", span(timeout));
     screen.red(&text)
 }
 

@@ -5,6 +5,7 @@ mod database;
 mod doubles;
 mod emulator;
 mod localstack;
+mod pipeline;
 mod real_store;
 mod truth;
 mod worker;

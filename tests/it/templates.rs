@@ -2,6 +2,7 @@
 //! would refuse, and our own rules, are the business of tests/check-templates.
 
 pub(crate) mod binary;
+mod commands;
 mod dashboards;
 mod defects;
 mod metrics;
@@ -70,7 +71,7 @@ impl Template {
 /// A line for each thing that is wrong.
 type Check = fn(&Templates) -> Vec<String>;
 
-const CHECKS: [Check; 17] = [
+const CHECKS: [Check; 20] = [
     names::every_template_is_small_enough,
     names::every_parameter_is_explained_and_limited,
     names::every_parameter_is_in_one_group,
@@ -88,6 +89,9 @@ const CHECKS: [Check; 17] = [
     binary::the_binary_knows_every_command,
     binary::times_agree,
     binary::the_function_is_asked_for_maintenance,
+    commands::the_doctor_may_ask_what_it_asks,
+    commands::the_doctor_may_change_nothing,
+    commands::smoke_may_send_and_nothing_else,
 ];
 
 fn infra() -> PathBuf {
@@ -158,6 +162,13 @@ fn the_binary_writes_every_metric() {
 fn times_agree_with_each_other_and_with_the_binary() {
     assert_sound(binary::times_agree);
     assert_sound(binary::the_function_is_asked_for_maintenance);
+}
+
+#[test]
+fn the_roles_for_people_allow_what_their_commands_ask() {
+    assert_sound(commands::the_doctor_may_ask_what_it_asks);
+    assert_sound(commands::the_doctor_may_change_nothing);
+    assert_sound(commands::smoke_may_send_and_nothing_else);
 }
 
 #[test]

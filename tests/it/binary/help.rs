@@ -91,6 +91,13 @@ async fn the_help_of_simulate_is_the_one_that_was_read_last() {
 async fn the_help_of_the_questions_about_mails_is_the_one_that_was_read_last() {
     check(&["find"]).await;
     check(&["explain"]).await;
+async fn the_help_of_doctor_is_the_one_that_was_read_last() {
+    check(&["doctor"]).await;
+}
+
+#[tokio::test]
+async fn the_help_of_smoke_is_the_one_that_was_read_last() {
+    check(&["smoke"]).await;
 }
 
 #[tokio::test]
@@ -123,6 +130,9 @@ const STUCK: [[&str; 2]; 11] = [
 async fn no_line_of_the_help_is_wider_than_the_terminal() {
     let others = [vec![], vec!["run"], vec!["migrate"], vec!["decode"], vec!["simulate"]];
     for command in others.into_iter().chain(STUCK.map(Vec::from)) {
+    for command in
+        [vec![], vec!["run"], vec!["migrate"], vec!["decode"], vec!["doctor"], vec!["smoke"], vec!["simulate"]]
+    {
         for columns in [80, 100] {
             let text = help(&command, columns).await;
             let wide: Vec<&str> = text.lines().filter(|line| line.chars().count() > columns).collect();
