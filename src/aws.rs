@@ -128,7 +128,10 @@ where
         _ if is_missing(code) => return Ok(None),
         _ if is_denied(code) => Why::Denied,
         _ if is_unknown_here(code) => Why::NotOffered,
-        SdkError::ServiceError(e) => Why::Failed(format!("{code}: {}", e.err().message().unwrap_or("no message"))),
+        SdkError::ServiceError(e) => {
+            let code = if code.is_empty() { "an error without a name" } else { code };
+            Why::Failed(format!("{code}: {}", e.err().message().unwrap_or("no message")))
+        }
         SdkError::TimeoutError(_) => Why::Failed("no answer in time".to_owned()),
         error if lacks_credentials(error) => Why::Failed(format!("there are no AWS credentials: {GIVE_CREDENTIALS}")),
         error => Why::Failed(innermost(error)),

@@ -302,25 +302,31 @@ async fn tidy(screen: &Screen, postgres: &Postgres, mark: &str, keep: bool) -> a
 
 /// One line for each event: how long it took from the call to the event, to the worker, to the row.
 fn show(screen: &Screen, outcomes: &[Outcome<'_>]) {
-    screen.say(&screen.bold("  mailbox          event      to SES     to worker  to row"));
+    screen.say(&screen.bold("  mailbox         event     to SES    to worker to row"));
     for outcome in outcomes {
         let mut name = outcome.sent.mailbox.name();
         for seen in &outcome.seen {
             let [event, worker, row] = hops(outcome.sent, seen).map(|time| span(time.try_into().unwrap_or_default()));
-            let bounce: Vec<&str> =
-                [&seen.bounce_type, &seen.bounce_subtype].into_iter().flatten().map(String::as_str).collect();
-            let line =
-                format!("  {name:<17}{:<11}{event:<11}{worker:<11}{row:<9}{}", seen.event_type, bounce.join(" "));
+            let line = format!("  {name:<16}{:<10}{event:<10}{worker:<10}{row:<8}{}", seen.event_type, bounce(seen));
             screen.say(line.trim_end());
             name = "";
         }
         for missing in &outcome.missing {
-            screen.say(&screen.red(&format!("  {name:<17}{missing:<11}missing")));
+            screen.say(&screen.red(&format!("  {name:<16}{missing:<10}missing")));
             name = "";
         }
     }
     screen.say("\n  to SES: from our call to what happened; to worker: until it was received;");
     screen.say("  to row: until it was being stored. Told by the clocks of all of these.\n");
+}
+
+/// What kind of bounce it is, as short as it can be told.
+fn bounce(seen: &Seen) -> String {
+    match (&seen.bounce_type, &seen.bounce_subtype) {
+        (Some(kind), Some(subtype)) if subtype == "General" => format!("{kind} {subtype}"),
+        (_, Some(only)) | (Some(only), None) => only.clone(),
+        (None, None) => String::new(),
+    }
 }
 
 /// The parts of an event's way. Clocks differ: a part may be negative.

@@ -296,7 +296,7 @@ fn rights(facts: &Facts, findings: &mut Findings) {
                     facts.queue_arn
                 )),
             ),
-            Err(why) => findings.unanswered(hop, permission, why),
+            Err(why) => findings.unknown(hop, format!("cannot try {permission}"), &why.to_string()),
         }
     }
 }

@@ -350,11 +350,17 @@ async fn answer(
         tokio::task::spawn_blocking(move || forward(&emulator, &method, &uri, &headers, &body))
             .await
             .expect("a request does not panic");
-    for edit in edits {
+    for edit in edits.into_iter().filter(|_| status == 200) {
         assert!(text.contains(&edit.from), "{} is not in the answer to {call}: {text}", edit.from);
         text = text.replace(&edit.from, &edit.to);
     }
-    Response::builder().status(status).header("content-type", kind).body(Body::from(text)).expect("it is well formed")
+    // SES names an error in a header, the emulator only in its text.
+    let error = serde_json::from_str::<Value>(&text).ok().filter(|_| status != 200);
+    let mut answer = Response::builder().status(status).header("content-type", kind);
+    if let Some(name) = error.and_then(|it| it["name"].as_str().map(str::to_owned)) {
+        answer = answer.header("x-amzn-errortype", name);
+    }
+    answer.body(Body::from(text)).expect("it is well formed")
 }
 
 /// `AmazonSQS.GetQueueAttributes`, `Action=GetTopicAttributes`, `GET /v2/email/account`.
