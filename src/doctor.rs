@@ -260,9 +260,35 @@ fn quoted(value: &str) -> String {
     format!("'{}'", value.replace('\'', r"'\''"))
 }
 
-/// JSON as one word of a shell, over several lines.
+/// JSON as one word of a shell, in lines that fit a terminal.
 fn quoted_json(value: &Value) -> String {
-    quoted(&format!("{value:#}"))
+    quoted(&in_lines(&value.to_string()))
+}
+
+/// Compact JSON, broken after commas: white space between values means nothing.
+fn in_lines(json: &str) -> String {
+    const WIDTH: usize = 60;
+    let (mut lines, mut column, mut part, mut is_text, mut is_escaped) =
+        (String::new(), 0, String::new(), false, false);
+    for c in json.chars() {
+        part.push(c);
+        is_text ^= c == '"' && !is_escaped;
+        is_escaped = c == '\\' && !is_escaped;
+        if c == ',' && !is_text {
+            let length = part.chars().count();
+            if column > 0 && column + length > WIDTH {
+                lines.push('\n');
+                column = 0;
+            }
+            lines.push_str(&part);
+            column += length;
+            part.clear();
+        }
+    }
+    if column > 0 && column + part.chars().count() > WIDTH {
+        lines.push('\n');
+    }
+    lines + &part
 }
 
 /// `send, delivery and open`.
@@ -274,5 +300,30 @@ fn listed<T: AsRef<str>>(words: &[T]) -> String {
             let most: Vec<&str> = most.iter().map(AsRef::as_ref).collect();
             format!("{} and {}", most.join(", "), last.as_ref())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn json_is_broken_where_it_means_nothing() {
+        let value = json!({"a": "one, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve and \"more\", too",
+                           "b": [1, 2, 3], "c": vec!["BOUNCE"; 20]});
+        let lines = in_lines(&value.to_string());
+        assert_eq!(serde_json::from_str::<Value>(&lines).ok(), Some(value), "{lines}");
+        assert!(lines.lines().count() > 3 && lines.lines().skip(1).all(|line| line.chars().count() <= 60), "{lines}");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+    }
+
+    #[test]
+    fn words_are_listed_as_people_do() {
+        assert_eq!(
+            [listed::<&str>(&[]), listed(&["a"]), listed(&["a", "b"]), listed(&["a", "b", "c"])],
+            ["", "a", "a and b", "a, b and c"]
+        );
     }
 }

@@ -134,7 +134,6 @@ fn show(parts: &[Part]) {
     for part in parts.iter().filter(|it| it.title != "database") {
         screen.say(&wrapped("ses-ledger doctor: ", &part.title));
         show_findings(&screen, &part.findings);
-        screen.say("");
     }
     for part in parts.iter().filter(|it| it.title == "database") {
         show_findings(&screen, &part.findings);
@@ -200,7 +199,8 @@ fn command(text: &str) -> String {
         quoted ^= word.matches('\'').count() % 2 == 1;
     }
     lines.push(line);
-    lines.join("\n")
+    // The lines of JSON: what stands before a value means nothing.
+    lines.iter().map(|line| line.replace('\n', &format!("\n{INDENT}"))).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]

@@ -156,3 +156,57 @@ fn judge_kinds(kinds: &[(String, OffsetDateTime)], findings: &mut Findings) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::doctor::Severity;
+
+    fn right() -> Condition {
+        Condition {
+            version: "15.18".to_owned(),
+            is_replica: false,
+            login: "worker".to_owned(),
+            is_superuser: false,
+            is_owner: false,
+            may_delete: false,
+            connections: 10,
+            most_connections: 97,
+            clock: datetime!(2026-11-21 12:00 UTC),
+        }
+    }
+
+    fn check(change: impl FnOnce(&mut Condition), clock: time::Duration, severity: Severity, what: &str) {
+        let mut condition = right();
+        change(&mut condition);
+        let (schema, kinds) = (Ok(Vec::new()), Ok(Vec::new()));
+        let found = judge(&DatabaseFacts::Reached { condition: Ok(condition), clock, schema, kinds, wanted: 2 });
+        let worst = found.iter().max_by_key(|it| it.severity).expect("it says something");
+        assert_eq!((worst.severity, worst.what.as_str()), (severity, what), "{found:#?}");
+    }
+
+    #[test]
+    fn the_server_has_to_take_changes_and_more_connections() {
+        let now = time::Duration::ZERO;
+        check(|_| {}, now, Severity::Note, "no event has come yet");
+        check(|it| it.is_replica = true, now, Severity::Error, "the server is a standby, which takes no changes");
+        check(|it| it.connections = 96, now, Severity::Warning, "96 of 97 connections are open; a worker takes 2");
+        check(|it| it.connections = 95, now, Severity::Note, "no event has come yet");
+        check(|it| it.may_delete = true, now, Severity::Warning, "worker may delete events");
+        let apart = "the server's clock and ours are 9 s apart";
+        check(|_| {}, time::Duration::seconds(-9), Severity::Warning, apart);
+        check(|_| {}, time::Duration::seconds(4), Severity::Note, "no event has come yet");
+    }
+
+    #[test]
+    fn what_the_database_does_not_say_is_unknown() {
+        let no = || "no".to_owned();
+        let clock = time::Duration::ZERO;
+        let silent =
+            DatabaseFacts::Reached { condition: Err(no()), clock, schema: Err(no()), kinds: Err(no()), wanted: 2 };
+        let found = judge(&silent);
+        assert!(found.len() == 3 && found.iter().all(|it| it.severity == Severity::Unknown), "{found:#?}");
+    }
+}

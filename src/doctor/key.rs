@@ -101,3 +101,64 @@ fn user_of(hop: Hop, key: &Key, policy: &str, whose: &str, user: &User<'_>, find
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, time::Duration};
+
+    use super::*;
+    use crate::{
+        aws::{Unanswered, Why},
+        doctor::{Severity, Times},
+    };
+
+    const POLICY: &str = r#"{"Statement": {"Effect": "Allow", "Principal": {"Service": "sns.amazonaws.com"}, "Action": "kms:*", "Resource": "*"}}"#;
+
+    /// What is said about a key that SNS and SES have to use.
+    fn check(state: &str, is_of_aws: bool, policy: &str, expected: &[(Severity, &str)]) {
+        let key =
+            Key { arn: "KEY".to_owned(), state: state.to_owned(), is_of_aws, policy: Ok(Some(policy.to_owned())) };
+        let nobody = || Unanswered { permission: "ses:GetAccount", why: Why::Denied };
+        let facts = Facts {
+            queue_url: String::new(),
+            queue_arn: String::new(),
+            region: "eu-west-1".to_owned(),
+            times: Times { visibility: Duration::ZERO, worst: Duration::ZERO },
+            account: Err(nobody()),
+            identity: None,
+            set_name: None,
+            set: Ok(None),
+            topics: BTreeMap::new(),
+            rules: BTreeMap::new(),
+            rules_unlisted: None,
+            keys: BTreeMap::from([("k".to_owned(), Ok(Some(key)))]),
+            queue: Err(nobody()),
+            dead_letters: BTreeMap::new(),
+            rights: Vec::new(),
+        };
+        let users = ["sns.amazonaws.com", "ses.amazonaws.com"].map(|service| User { service, source: None });
+        let mut findings = Findings { region: "eu-west-1".to_owned(), all: Vec::new() };
+        judge(&facts, Hop::Queue, "k", "the queue", &users, &mut findings);
+        let found: Vec<(Severity, &str)> = findings.all.iter().map(|it| (it.severity, it.what.as_str())).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_key_has_to_be_on_and_let_each_service_use_it() {
+        let (ok, error) = (Severity::Ok, Severity::Error);
+        let sns = (ok, "sns.amazonaws.com may use the key of the queue");
+        let ses = (error, "ses.amazonaws.com may not use the key of the queue: nothing allows kms:GenerateDataKey");
+        check("Enabled", false, POLICY, &[sns, ses]);
+        check("Disabled", false, POLICY, &[(error, "the key of the queue cannot be used: it is Disabled")]);
+        check(
+            "PendingDeletion",
+            false,
+            POLICY,
+            &[(error, "the key of the queue cannot be used: it is PendingDeletion")],
+        );
+        check("Enabled", true, POLICY, &[(error, "the queue is encrypted with a key that AWS made for itself (k)")]);
+        let denies = POLICY.replace("Allow", "Deny");
+        let denied = (error, "sns.amazonaws.com may not use the key of the queue: statement 1 forbids it");
+        check("Enabled", false, &denies, &[denied, ses]);
+    }
+}

@@ -173,7 +173,7 @@ fn destinations(facts: &Facts, set: &Set, all: &[Destination], findings: &mut Fi
     for destination in &ours {
         let place = place(&destination.to);
         match destination.is_enabled {
-            true => findings.ok(hop, format!("{} publishes to {place}", destination.name)),
+            true => findings.ok(hop, format!("the destination {} publishes to {place}", destination.name)),
             // Another one does its work.
             false if !enabled.is_empty() => {
                 findings.note(
@@ -185,7 +185,7 @@ fn destinations(facts: &Facts, set: &Set, all: &[Destination], findings: &mut Fi
             }
             false => findings.error(
                 hop,
-                format!("{}, which publishes to {place}, is switched off", destination.name),
+                format!("the destination {}, which publishes to {place}, is switched off", destination.name),
                 "nothing that SES reports leaves SES",
                 update(findings, set, destination, &destination.kinds),
             ),
@@ -199,7 +199,7 @@ fn destinations(facts: &Facts, set: &Set, all: &[Destination], findings: &mut Fi
         dropped(
             hop,
             &missing,
-            &format!("{} does not publish", first.name),
+            &format!("the destination {} does not publish", first.name),
             Some(update(findings, set, first, &all)),
             findings,
         );
@@ -237,14 +237,14 @@ fn nowhere(facts: &Facts, set: &Set, all: &[Destination], findings: &mut Finding
     match (wrong, topic) {
         // The topic's subscription is what is missing: said there.
         (Some(destination), None) => {
-            findings.ok(hop, format!("{} publishes to {}", destination.name, place(&destination.to)))
+            findings.ok(hop, format!("the destination {} publishes to {}", destination.name, place(&destination.to)))
         }
         (Some(destination), Some(topic)) => {
             let to = Destination { to: To::Topic(topic.to_owned()), ..destination.clone() };
             findings.error(
                 hop,
                 format!(
-                    "{} publishes to {}, which does not lead to this queue",
+                    "the destination {} publishes to {}, which does not lead to this queue",
                     destination.name,
                     place(&destination.to)
                 ),

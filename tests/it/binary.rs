@@ -85,8 +85,8 @@ pub(crate) fn ses_ledger<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Co
 /// What a finished run of the binary leaves behind.
 pub(crate) struct Ended {
     pub(crate) code: Option<i32>,
-    out: String,
-    err: String,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 /// Runs a command that ends by itself.

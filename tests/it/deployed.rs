@@ -14,6 +14,8 @@ use crate::{
     binary::{Running, end_of, ses_ledger, until},
     database::{self, Database},
     localstack::{self, Stack, element, json_query, query},
+    pipeline,
+    roles::login,
 };
 
 /// What costs LocalStack time and is none of a worker's business.
@@ -132,6 +134,26 @@ async fn what_is_received_too_often_is_a_dead_letter() {
     })
     .await;
     assert_eq!(received, 5);
+}
+
+/// What is deployed from the template is right in the eyes of the doctor, who reads the stack's own policies. SES is that
+/// of the other emulator: LocalStack has only its first version.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_finds_nothing_wrong_with_the_stack() {
+    let stack = deploy("doctored", &[("EventPath", "both")]).await;
+    let bus = "arn:aws:events:us-east-1:000000000000:event-bus/default";
+    let ses = pipeline::set_to("doctored", &[stack.output("TopicArn"), bus]).await;
+    let database = database::fresh().await;
+    database.run("SELECT email_events_ensure_ahead(3)").await;
+    let mut doctor = ses_ledger(["doctor", "--config-set=doctored", "--strict"]);
+    doctor.env("DATABASE_URL", login(&database, &["ses_ledger_worker"]).await);
+    doctor.env("QUEUE_URL", stack.output("QueueUrl"));
+    doctor.env("AWS_ENDPOINT_URL", localstack::endpoint().await).env("AWS_ENDPOINT_URL_SESV2", ses);
+    let ended = end_of(doctor).await;
+    assert_eq!(ended.code, Some(0), "{}{}", ended.out, ended.err);
+    for way in ["the topic doctored may send to the queue", "the rule doctored may send to the queue"] {
+        assert!(ended.out.contains(way), "{}", ended.out);
+    }
 }
 
 /// The stack with nothing but the template's defaults, alarms, roles and all.

@@ -263,6 +263,21 @@ impl Pipeline {
     }
 }
 
+/// A configuration set that publishes everything to these topics and event buses. Returns the address of its SES.
+pub(crate) async fn set_to(name: &str, places: &[&str]) -> &'static str {
+    let emulator = emulator::endpoint().await;
+    let ses = aws_sdk_sesv2::Client::new(&config(emulator).await);
+    let reputation = ReputationOptions::builder().reputation_metrics_enabled(true).build();
+    let set = ses.create_configuration_set().configuration_set_name(name).reputation_options(reputation);
+    set.send().await.expect("it makes sets");
+    for (number, place) in places.iter().enumerate() {
+        let request = ses.create_configuration_set_event_destination().configuration_set_name(name);
+        let request = request.event_destination_name(format!("to-{number}"));
+        request.event_destination(definition(true, &KINDS, place)).send().await.expect("it makes destinations");
+    }
+    emulator
+}
+
 fn definition(enabled: bool, kinds: &[&str], to: &str) -> EventDestinationDefinition {
     let mut definition = EventDestinationDefinition::builder().enabled(enabled);
     for &kind in kinds {

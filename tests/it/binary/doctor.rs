@@ -469,7 +469,6 @@ async fn it_reads_well_on_a_terminal() {
     assert!(wide.is_empty(), "{wide:#?}");
     assert!(ended.out.contains("\nDead-letter queue\n  ERROR    the queue has no redrive policy\n"), "{}", ended.out);
     assert!(ended.out.ends_with("\n1 error, 1 warning, 0 unknown\n"), "{}", ended.out);
-    eprintln!("{}", ended.out);
 }
 
 #[tokio::test]

@@ -144,7 +144,9 @@ async fn sender(database: &Database) -> String {
 
 async fn smoke(ses: &FakeSes, database_url: &str, more: &[&str]) -> Ended {
     let mut command = ses_ledger(["smoke"]);
-    command.env("DATABASE_URL", database_url).env("AWS_ENDPOINT_URL", &ses.url).args(more);
+    command.env("DATABASE_URL", database_url).args(more);
+    // The SDK's own variable for one service goes before the one for all.
+    command.env("AWS_ENDPOINT_URL", "http://127.0.0.1:9").env("AWS_ENDPOINT_URL_SESV2", &ses.url);
     end_of(command).await
 }
 
