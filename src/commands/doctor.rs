@@ -84,6 +84,23 @@ struct Part {
 /// # Errors
 /// If a queue's region cannot be told.
 pub async fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
+    let database = Postgres::new(&args.database.reader())?;
+    let wanted = args.database.database_connections;
+    let (parts, about_database) = tokio::join!(look(&args), doctor::gather_database(&database, wanted));
+    database.close().await;
+    let mut parts = parts?;
+    parts.push(Part { title: "database".to_owned(), findings: doctor::judge_database(&about_database) });
+    match args.json {
+        true => println!("{}", document(&parts)),
+        false => show(&parts),
+    }
+    let is_bad = |severity: Severity| severity == Severity::Error || args.strict && severity >= Severity::Unknown;
+    let bad = parts.iter().flat_map(|it| &it.findings).any(|it| is_bad(it.severity));
+    Ok(if bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Looks at each queue and what leads to it.
+async fn look(args: &DoctorArgs) -> anyhow::Result<Vec<Part>> {
     let mut parts = Vec::new();
     for queue in &args.queue.sqs() {
         let about = About {
@@ -96,18 +113,7 @@ pub async fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
         let facts = Box::pin(doctor::gather(&about)).await?;
         parts.push(Part { title: facts.queue_arn.clone(), findings: doctor::judge(&facts) });
     }
-    let database = Postgres::new(&args.database.reader())?;
-    let facts = doctor::gather_database(&database, args.database.database_connections).await;
-    database.close().await;
-    parts.push(Part { title: "database".to_owned(), findings: doctor::judge_database(&facts) });
-
-    match args.json {
-        true => println!("{}", document(&parts)),
-        false => show(&parts),
-    }
-    let is_bad = |severity: Severity| severity == Severity::Error || args.strict && severity >= Severity::Unknown;
-    let bad = parts.iter().flat_map(|it| &it.findings).any(|it| is_bad(it.severity));
-    Ok(if bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(parts)
 }
 
 fn count(parts: &[Part], severity: Severity) -> usize {
@@ -176,9 +182,16 @@ fn show_finding(screen: &Screen, finding: &Finding) {
     if let Some(why) = &finding.why {
         screen.say(&wrapped("           ", why));
     }
-    if let Some(fix) = &finding.fix {
-        screen.say(&command(fix));
+    match &finding.fix {
+        Some(fix) if is_command(fix) => screen.say(&command(fix)),
+        Some(fix) => screen.say(&wrapped("           to mend it: ", fix)),
+        None => {}
     }
+}
+
+/// What a shell takes; the rest is SQL, or says what to do elsewhere.
+fn is_command(fix: &str) -> bool {
+    ["aws ", "ses-ledger "].iter().any(|program| fix.starts_with(program))
 }
 
 /// A command in lines of a terminal's width where it can be broken: outside of quotes.

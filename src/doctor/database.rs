@@ -136,7 +136,7 @@ fn judge_schema(found: &[schema::Finding], findings: &mut Findings) {
 
 fn judge_kinds(kinds: &[(String, OffsetDateTime)], findings: &mut Findings) {
     for (kind, at) in kinds {
-        findings.ok(Hop::Events, format!("{kind:<18} last at {} UTC", second(*at)));
+        findings.ok(Hop::Events, format!("{} UTC: the last {kind}", second(*at)));
     }
     let missing: Vec<&str> =
         KINDS.iter().map(|kind| kind.as_str()).filter(|kind| kinds.iter().all(|(seen, _)| seen != kind)).collect();

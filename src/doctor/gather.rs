@@ -58,12 +58,13 @@ pub(crate) async fn gather(about: &About<'_>) -> anyhow::Result<Facts> {
         kms: Kms::new(&shared),
         kms_of_queue: Kms::new(&of_queue),
     };
-    let attributes = sqs.look().await;
+    let (attributes, account, identity) =
+        tokio::join!(sqs.look(), clients.ses.account(), identity(&clients.ses, about.identity));
     let known = attributes.as_ref().ok().and_then(Option::as_ref);
     let queue_arn = known.and_then(|it| it.get("QueueArn").cloned()).unwrap_or_else(|| sqs.name_of_queue().to_owned());
     let sources = known.and_then(|it| it.get("Policy")).map(|it| policy::sources(it)).unwrap_or_default();
-    let (account, identity) = tokio::join!(clients.ses.account(), identity(&clients.ses, about.identity));
-    let (set, mut topics) = set_and_topics(&clients, about.config_set, &queue_arn).await;
+    let ((set, mut topics), rights) =
+        tokio::join!(set_and_topics(&clients, about.config_set, &queue_arn), rights(&sqs, known));
     for topic in sources.iter().filter(|arn| arn.contains(":sns:")) {
         if !topics.contains_key(topic) {
             topics.insert(topic.clone(), clients.sns.topic(topic, &queue_arn).await);
@@ -82,7 +83,7 @@ pub(crate) async fn gather(about: &About<'_>) -> anyhow::Result<Facts> {
         rules: BTreeMap::new(),
         rules_unlisted: None,
         keys: BTreeMap::new(),
-        rights: rights(&sqs, known).await,
+        rights,
         queue: attributes,
         dead_letters: BTreeMap::new(),
     };

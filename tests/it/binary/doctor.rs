@@ -403,7 +403,7 @@ async fn the_kinds_of_the_newest_events_are_listed() {
     let verdict = examine(&pipeline, &database.url, &["--config-set", "doctor-kinds-seen"]).await;
     let seen: Vec<&str> =
         verdict.of("ok").into_iter().filter(|it| it["hop"] == "events").filter_map(|it| it["what"].as_str()).collect();
-    assert_eq!(seen, ["bounce             last at 2026-11-20 10:00:00 UTC"]);
+    assert_eq!(seen, ["2026-11-20 10:00:00 UTC: the last bounce"]);
     verdict.has("note", "events", "none of send, delivery, complaint");
 }
 
