@@ -47,8 +47,10 @@ impl Sns {
         for _ in 0..PAGES {
             let request = self.0.list_subscriptions_by_topic().topic_arn(topic).set_next_token(next);
             let Some(page) = answer("sns:ListSubscriptionsByTopic", request.send().await)? else { return Ok(None) };
-            let ours = page.subscriptions().iter().find(|it| it.endpoint() == Some(queue));
-            if let Some(arn) = ours.and_then(|it| it.subscription_arn()) {
+            // One that is gone is listed for some days, as `Deleted`.
+            let ours = page.subscriptions().iter().filter(|it| it.endpoint() == Some(queue));
+            let ours = ours.filter_map(|it| it.subscription_arn()).filter(|arn| *arn != "Deleted");
+            if let Some(arn) = ours.max_by_key(|arn| arn.starts_with("arn:")) {
                 return Ok(Some(self.attributes(arn).await));
             }
             next = page.next_token;

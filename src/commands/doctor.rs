@@ -1,6 +1,10 @@
 //! `ses-ledger doctor`: is it set up right, hop by hop?
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::Args;
 use serde_json::json;
@@ -91,7 +95,7 @@ pub async fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
     let mut parts = parts?;
     parts.push(Part { title: "database".to_owned(), findings: doctor::judge_database(&about_database) });
     match args.json {
-        true => println!("{}", document(&parts)),
+        true => writeln!(io::stdout(), "{}", document(&parts))?,
         false => show(&parts),
     }
     let is_bad = |severity: Severity| severity == Severity::Error || args.strict && severity >= Severity::Unknown;

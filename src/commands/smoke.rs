@@ -1,6 +1,10 @@
 //! `ses-ledger smoke`: does it work from end to end? Sends to the mailbox simulator of SES, and waits for the rows.
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
@@ -153,6 +157,8 @@ pub async fn run(args: SmokeArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(EXIT_UNAVAILABLE));
     }
     let Some(from) = &args.from else { return clean(&screen, &postgres, args.json).await };
+    // Before anything is sent: whether we could see it arrive.
+    smoke::seen(&postgres, &[]).await?;
     let ses = ses(&args.queue).await?;
     let mark = mark();
     screen.say(&format!("ses-ledger smoke {mark}: {} mails to the simulator of SES\n", args.only.len()));
@@ -174,10 +180,10 @@ pub async fn run(args: SmokeArgs) -> anyhow::Result<ExitCode> {
     postgres.close().await;
     match is_complete {
         true => screen.say(&screen.green("It works from end to end.")),
-        false => screen.say(&missing(&screen, args.config_set.as_deref(), args.timeout)),
+        false => screen.say(&screen.red(&missing(&seen, args.config_set.as_deref(), args.timeout))),
     }
     if args.json {
-        println!("{}", document(&mark, &outcomes, removed));
+        writeln!(io::stdout(), "{}", document(&mark, &outcomes, removed))?;
     }
     Ok(if is_complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -187,7 +193,7 @@ async fn clean(screen: &Screen, postgres: &Postgres, as_json: bool) -> anyhow::R
         anyhow::bail!("this login may not remove rows: use the one that migrates");
     };
     match as_json {
-        true => println!("{}", json!({ "removed": removed })),
+        true => writeln!(io::stdout(), "{}", json!({ "removed": removed }))?,
         false => screen.say(&format!("{removed} mails of earlier smoke tests are removed, with their events.")),
     }
     Ok(ExitCode::SUCCESS)
@@ -334,11 +340,13 @@ fn hops(sent: &Sent, seen: &Seen) -> [time::Duration; 3] {
     [seen.occurred_at - sent.called_at, seen.received_at - seen.occurred_at, seen.stored_at - seen.received_at]
 }
 
-fn missing(screen: &Screen, config_set: Option<&str>, timeout: Duration) -> String {
+fn missing(seen: &[Seen], config_set: Option<&str>, timeout: Duration) -> String {
     let set = config_set.map_or_else(String::new, |name| format!(" --config-set {name}"));
-    let text =
-        format!("Something did not come within {}. To look at each hop:\n  ses-ledger doctor{set}", span(timeout));
-    screen.red(&text)
+    let what = match seen {
+        [] => "Nothing came within {}: does a worker run? To look at each hop:",
+        _ => "Something did not come within {}. To look at each hop:",
+    };
+    format!("{}\n  ses-ledger doctor{set}", what.replace("{}", &span(timeout)))
 }
 
 /// What to do about a mail that SES did not take.

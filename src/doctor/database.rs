@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 use super::{Finding, Findings, Hop, KINDS, listed};
 use crate::{
     postgres::{
-        condition::{Condition, NEWEST},
+        condition::{self, Condition, NEWEST},
         schema,
     },
     readable::{grouped, second, span},
@@ -74,8 +74,7 @@ fn judge_condition(condition: &Condition, clock: time::Duration, wanted: u32, fi
         ),
         false => findings.ok(hop, format!("PostgreSQL {}", condition.version)),
     }
-    let grant =
-        || format!("CREATE ROLE ses_ledger LOGIN; GRANT ses_ledger_worker TO ses_ledger  -- and not to use {login}");
+    let grant = || condition::use_worker(login);
     if condition.is_superuser {
         findings.warning(
             hop,
@@ -91,7 +90,7 @@ fn judge_condition(condition: &Condition, clock: time::Duration, wanted: u32, fi
             grant(),
         );
     } else if condition.may_delete {
-        let fix = format!("REVOKE DELETE ON email_events FROM {login}  -- or from the role by which it may");
+        let fix = condition::take_deleting(login);
         findings.warning(hop, format!("{login} may delete events"), "the worker needs none of that", fix);
     } else {
         findings.ok(hop, format!("{login} cannot drop, alter or delete history"));

@@ -1,7 +1,7 @@
 //! Asks AWS and the database. Nothing here changes anything: not a call that writes, but for a receive of a queue that
 //! forgives one (a message that it brings is not hidden, and counts as received once more).
 
-use std::{collections::BTreeMap, future::Future};
+use std::collections::{BTreeMap, btree_map::Entry};
 
 use time::OffsetDateTime;
 
@@ -186,9 +186,9 @@ async fn keys(clients: &Clients, facts: &mut Facts) {
     let topics = facts.topics.values().filter_map(|it| it.attributes.as_ref().ok()?.as_ref());
     let of_topics: Vec<String> = topics.filter_map(key_of).collect();
     for id in of_topics {
-        if !facts.keys.contains_key(&id) {
-            let key = clients.kms.key(&id).await;
-            facts.keys.insert(id, key);
+        if let Entry::Vacant(place) = facts.keys.entry(id) {
+            let key = clients.kms.key(place.key()).await;
+            place.insert(key);
         }
     }
     let of_queue = facts.queue.as_ref().ok().and_then(|it| key_of(it.as_ref()?));
@@ -220,12 +220,11 @@ async fn dead_letters(settings: &SqsSettings, facts: &mut Facts) {
     }
 }
 
-fn look(settings: &SqsSettings) -> impl Future<Output = Answer<Attributes>> + '_ {
-    async {
-        match Sqs::new(settings).await {
-            Ok(sqs) => sqs.look().await,
-            Err(_) => Ok(None),
-        }
+async fn look(settings: &SqsSettings) -> Answer<Attributes> {
+    match Sqs::new(settings).await {
+        Ok(sqs) => sqs.look().await,
+        // Only its region could be missing, and that is the queue's own.
+        Err(_) => Ok(None),
     }
 }
 

@@ -192,7 +192,11 @@ pub(super) fn undelivered(facts: &Facts, hop: Hop, arn: &str, findings: &mut Fin
             findings.aws(format!("sqs create-queue --queue-name {name} --attributes MessageRetentionPeriod=1209600")),
         ),
         Some(Err(why)) => findings.unanswered(hop, &format!("the queue {name}, for what cannot be delivered"), why),
-        None => {}
+        None => findings.unknown(
+            hop,
+            format!("cannot look at the queue {name}, for what cannot be delivered"),
+            "it is in another account or region than this queue",
+        ),
     }
 }
 

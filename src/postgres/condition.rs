@@ -61,6 +61,18 @@ pub async fn condition(postgres: &Postgres) -> anyhow::Result<Condition> {
     })
 }
 
+/// What to do about a login that may do too much.
+pub fn use_worker(login: &str) -> String {
+    format!(
+        "CREATE ROLE ses_ledger LOGIN; GRANT ses_ledger_worker TO ses_ledger; and use that login in place of {login}"
+    )
+}
+
+/// What to do about a login that may delete events.
+pub fn take_deleting(login: &str) -> String {
+    format!("REVOKE DELETE ON email_events FROM {login}, or from the role by which it may")
+}
+
 /// The kinds among the [`NEWEST`] events, each with the time of its last one.
 ///
 /// # Errors
