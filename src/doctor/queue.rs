@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     aws::{Answer, Why},
-    readable::span,
+    readable::{grouped, span},
 };
 
 use std::time::Duration;
@@ -257,7 +257,10 @@ fn judge_dead(facts: &Facts, queue: &Attributes, dead: &Attributes, name: &str, 
         0 => findings.ok(hop, format!("{name} is empty")),
         count => findings.warning(
             hop,
-            format!("{count} dead letters wait in {name}"),
+            match count {
+                1 => format!("a dead letter waits in {name}"),
+                _ => format!("{} dead letters wait in {name}", grouped(count)),
+            },
             "their events are not in the history",
             format!("ses-ledger dlq peek --queue-url {}", facts.queue_url),
         ),

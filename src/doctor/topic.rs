@@ -15,6 +15,7 @@ use crate::{
         sns::{Subscription, Topic},
     },
     event::EventKind,
+    readable::grouped,
 };
 
 pub(super) fn judge(facts: &Facts, findings: &mut Findings) {
@@ -177,7 +178,10 @@ pub(super) fn undelivered(facts: &Facts, hop: Hop, arn: &str, findings: &mut Fin
             0 => findings.ok(hop, format!("what cannot be delivered goes to {name}, which is empty")),
             count => findings.warning(
                 hop,
-                format!("{count} messages could not be delivered, and wait in {name}"),
+                match count {
+                    1 => format!("a message could not be delivered, and waits in {name}"),
+                    _ => format!("{} messages could not be delivered, and wait in {name}", grouped(count)),
+                },
                 "they are not in the history; mend what kept them away, then move them",
                 findings.aws(format!(
                     "sqs start-message-move-task --source-arn {arn} --destination-arn {}",

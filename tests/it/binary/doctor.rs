@@ -281,6 +281,36 @@ async fn faults_of_the_queue_are_found() {
     check("kept", kept, "warning", "queue", "messages are kept for 4 days only").await;
 }
 
+/// The worker's own settings are part of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_worker_has_to_hide_messages_for_long_enough() {
+    let pipeline = Pipeline::make("doctor-worker", Via::Topic).await;
+    let verdict = examine(&pipeline, worker().await, &["--config-set=doctor-worker", "--visibility-timeout=30s"]).await;
+    verdict.has("error", "queue", "the worker hides a message for 30 s, and may need 35 s");
+    assert_eq!(verdict.code, Some(1));
+    let longer = ["--config-set=doctor-worker", "--visibility-timeout=900s", "--store-timeout=400s", "--strict"];
+    let verdict = examine(&pipeline, worker().await, &longer).await;
+    verdict.has("warning", "queue", "the queue hides messages for 6 min, and handling one may take 7 min");
+}
+
+/// What is in the queues for what could not be delivered has not become history.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_delivered_is_told() {
+    let pipeline = Pipeline::make("doctor-undelivered", Via::Topic).await;
+    for _ in 0..2 {
+        let undelivered = format!("{}-undelivered", pipeline.queue_url);
+        pipeline.sqs.send_message().queue_url(undelivered).message_body("{}").send().await.expect("it takes all");
+    }
+    let verdict = examine(&pipeline, worker().await, &["--config-set=doctor-undelivered"]).await;
+    let what = "2 messages could not be delivered, and wait in doctor-undelivered-undelivered";
+    let fix = verdict.has("warning", "subscription", what)["fix"].clone();
+    let (from, to) = (pipeline.sibling("undelivered"), &pipeline.queue);
+    assert_eq!(
+        fix,
+        format!("aws sqs start-message-move-task --source-arn {from} --destination-arn {to} --region us-east-1")
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn faults_of_the_dead_letter_queue_are_found() {
     let none = async |p: &Pipeline| p.queue_attribute("RedrivePolicy", "").await;
@@ -301,7 +331,7 @@ async fn faults_of_the_dead_letter_queue_are_found() {
         let dead = format!("{}-dead", p.queue_url);
         p.sqs.send_message().queue_url(dead).message_body("{}").send().await.expect("it takes all");
     };
-    check("letters", letters, "warning", "dead_letter_queue", "1 dead letters wait in doctor-letters-dead").await;
+    check("letters", letters, "warning", "dead_letter_queue", "a dead letter waits in doctor-letters-dead").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
