@@ -155,10 +155,14 @@ fn show(parts: &[Part]) {
     let (errors, warnings) = (of(Severity::Error, "error", "errors"), of(Severity::Warning, "warning", "warnings"));
     let unknown = of(Severity::Unknown, "unknown", "unknown");
     let summary = format!("{errors}, {warnings}, {unknown}");
-    screen.say(&match count(parts, Severity::Error) + count(parts, Severity::Warning) {
-        0 => format!("\n{}", screen.green(&format!("{summary}: it is set up right, as far as can be seen."))),
-        _ if count(parts, Severity::Error) > 0 => format!("\n{}", screen.red(&summary)),
-        _ => format!("\n{}", screen.bold(&summary)),
+    let worst = parts.iter().flat_map(|it| &it.findings).map(|it| it.severity).max();
+    screen.say(&match worst {
+        Some(Severity::Error) => format!("\n{}", screen.red(&summary)),
+        Some(Severity::Warning) => format!("\n{}", screen.bold(&summary)),
+        Some(Severity::Unknown) => {
+            format!("\n{}", screen.bold(&format!("{summary}: what could be looked at is right.")))
+        }
+        _ => format!("\n{}", screen.green(&format!("{summary}: it is set up right."))),
     });
 }
 

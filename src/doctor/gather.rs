@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Configuration sets that are looked through for one that leads to the queue.
-const MOST_SETS: usize = 50;
+const MOST_SETS: usize = 100;
 
 /// What is asked about.
 pub(crate) struct About<'a> {
@@ -121,10 +121,15 @@ async fn set_and_topics(clients: &Clients, name: Option<&str>, queue: &str) -> (
         Ok(names) => names.unwrap_or_default(),
         Err(why) => return (Err(why), topics),
     };
-    let mut bus = None;
+    let (mut bus, mut unanswered) = (None, None);
     for name in names.into_iter().take(MOST_SETS) {
-        // A set that may not be looked at may still be another's.
-        let Ok(Some(destinations)) = clients.ses.destinations(&name).await else { continue };
+        let destinations = match clients.ses.destinations(&name).await {
+            Ok(destinations) => destinations.unwrap_or_default(),
+            Err(why) => {
+                unanswered = Some(why);
+                continue;
+            }
+        };
         look_at(&clients.sns, &destinations, queue, &mut topics).await;
         let leads = |it: &Destination| matches!(&it.to, To::Topic(arn) if is_subscribed(&topics, arn));
         if destinations.iter().any(leads) {
@@ -134,11 +139,15 @@ async fn set_and_topics(clients: &Clients, name: Option<&str>, queue: &str) -> (
             bus.get_or_insert(name);
         }
     }
-    match bus {
-        // Whoever publishes to EventBridge may lead here, if a rule does.
-        Some(name) if has_rule(&clients.events, queue).await => (clients.ses.set(&name).await, topics),
-        _ => (Ok(None), Topics::new()),
+    // Whoever publishes to EventBridge leads here if a rule does.
+    match (bus, clients.events.rules_to(queue).await) {
+        (Some(name), Ok(Some(rules))) if !rules.is_empty() => return (clients.ses.set(&name).await, topics),
+        (Some(_), Err(why)) => unanswered = Some(why),
+        _ => {}
     }
+    // A set that may not be looked at may be the one.
+    let subscriptions = topics.values().find_map(|it| it.subscription.as_ref().err().cloned());
+    (subscriptions.or(unanswered).map_or(Ok(None), Err), Topics::new())
 }
 
 async fn look_at(sns: &Sns, destinations: &[Destination], queue: &str, topics: &mut Topics) {
@@ -153,10 +162,6 @@ async fn look_at(sns: &Sns, destinations: &[Destination], queue: &str, topics: &
 
 fn is_subscribed(topics: &Topics, arn: &str) -> bool {
     topics.get(arn).is_some_and(|topic| matches!(topic.subscription, Ok(Some(_))))
-}
-
-async fn has_rule(events: &EventBridge, queue: &str) -> bool {
-    matches!(events.rules_to(queue).await, Ok(Some(names)) if !names.is_empty())
 }
 
 /// Only if something may come by EventBridge: else nobody needs the right to ask.

@@ -464,6 +464,19 @@ async fn what_is_denied_is_unknown() {
         assert_eq!(verdict.code, Some(0), "{call}");
     }
 
+    // A set that is not named may be one of those that may not be looked at.
+    for (call, permission) in [
+        ("Action=ListSubscriptionsByTopic", "sns:ListSubscriptionsByTopic"),
+        ("/event-destinations", "ses:GetConfigurationSetEventDestinations"),
+        ("GET /v2/email/configuration-sets", "ses:ListConfigurationSets"),
+    ] {
+        pipeline.deny(&[call]);
+        let verdict = examine(&pipeline, worker().await, &[]).await;
+        let unknown = verdict.has("unknown", "configuration_set", "cannot look at the configuration sets");
+        assert_eq!(unknown["why"], format!("these credentials lack {permission}"));
+        assert_eq!(verdict.of("error"), Vec::<&Value>::new(), "{call}");
+    }
+
     let rights = ["AmazonSQS.DeleteMessage", "AmazonSQS.ChangeMessageVisibility", "AmazonSQS.ReceiveMessage"];
     pipeline.deny(&rights);
     let verdict = examine(&pipeline, worker().await, &arguments).await;
