@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::format_description};
 
 use crate::{
-    commands::{decode, demo::DemoArgs, dlq::DlqArgs, doctor::DoctorArgs, explain::ExplainArgs, find::FindArgs, health, migrate::MigrateArgs, orphans::OrphansArgs, quarantine::QuarantineArgs, simulate::SimulateArgs, smoke::SmokeArgs, status::StatusArgs},
+    commands::{decode, demo::DemoArgs, dlq::DlqArgs, doctor::DoctorArgs, explain::ExplainArgs, find::FindArgs, health, migrate::MigrateArgs, orphans::OrphansArgs, quarantine::QuarantineArgs, serve::ServeArgs, simulate::SimulateArgs, smoke::SmokeArgs, status::StatusArgs},
     metrics::{Export, emf::EmfSettings},
     pipeline::{
         PipelineSettings,
@@ -15,6 +15,7 @@ use crate::{
     },
     postgres::{Auth, Pooler, PostgresSettings},
     pulse::{self, Identity, Runtime},
+    site::{Keys, SiteSettings},
     sqs::{Access, SqsSettings},
     telemetry::{LogFormat, TraceSettings},
     upkeep::UpkeepSettings,
@@ -61,6 +62,11 @@ pub enum Command {
     /// written like 500ms, 20s, 5m or 2h. AWS credentials are found as by the AWS command line: variables, profile, single
     /// sign-on, the role of the container or the machine; a queue on the loopback address needs none.
     Run(Box<RunArgs>),
+    /// Show the page without a worker: what happens now, any mail, what is stuck, and figures
+    ///
+    /// `run` shows the same page at the same address. This is for a place where no worker runs, or for a login that may only
+    /// read. On another address than a loopback one it takes SITE_TOKEN, or SITE_USER and SITE_PASSWORD.
+    Serve(Box<ServeArgs>),
     /// See it work within a minute: with its own queue, its own PostgreSQL, and made-up mails
     Demo(Box<DemoArgs>),
     /// Ask a worker on this machine whether it moves on: for a container's health check
@@ -203,6 +209,30 @@ impl DecodeArgs {
     }
 }
 
+/// The page.
+#[derive(Args, Clone)]
+pub struct SiteArgs {
+    /// Database as the page sees it, with a login that may only read, of the role ses_ledger_operator [default: DATABASE_URL's]
+    #[arg(long, env, value_name = "URL", hide_env_values = true, help_heading = "Page")]
+    pub site_database_url: Option<String>,
+
+    /// What the page asks for, as Authorization: Bearer TOKEN [default: nothing, and then only a loopback address shows it]
+    #[arg(long, env, value_name = "TOKEN", hide_env_values = true, help_heading = "Page")]
+    pub site_token: Option<String>,
+
+    /// Or the user and the password that a browser asks for [default: none]
+    #[arg(long, env, value_name = "NAME", help_heading = "Page")]
+    pub site_user: Option<String>,
+
+    /// See SITE_USER
+    #[arg(long, env, value_name = "PASSWORD", hide_env_values = true, help_heading = "Page")]
+    pub site_password: Option<String>,
+
+    /// Show addresses as a…@e….net, and no subjects, links and bodies
+    #[arg(long, env, help_heading = "Page")]
+    pub site_mask: bool,
+}
+
 /// Settings of the worker.
 #[derive(Args, Clone)]
 pub struct RunArgs {
@@ -235,6 +265,8 @@ pub struct RunArgs {
     /// What the traces call this worker
     #[arg(long, env, default_value = "ses-ledger", value_name = "NAME", help_heading = "Probes and metrics")]
     pub otlp_service: String,
+    #[command(flatten)]
+    pub site: SiteArgs,
 
     /// Try it beside a pipeline that is there: store into the schema ses_ledger_shadow, unless DATABASE_SCHEMA names
     /// another, and take no queue whose name does not end in -shadow
@@ -309,7 +341,7 @@ pub struct WorkerArgs {
     #[arg(long, env, default_value = "email_log_uuid", value_name = "TAG", help_heading = "Pipeline")]
     pub log_id_tag: String,
 
-    /// Where to serve /livez, /readyz and /metrics; port 0 takes a free one
+    /// Where to serve /livez, /readyz, /metrics and the page; port 0 takes a free one
     #[arg(long, env, default_value = "127.0.0.1:9464", value_name = "ADDRESS", help_heading = "Probes and metrics")]
     pub http_address: SocketAddr,
 
@@ -356,6 +388,7 @@ impl Cli {
         })?;
         let checked = match &mut cli.command {
             Command::Run(args) => args.check(),
+            Command::Serve(args) => args.check(),
             Command::Demo(args) => args.worker.check(),
             Command::Orphans(args) => args.check(),
             Command::Quarantine(args) => args.check(),
@@ -406,6 +439,7 @@ impl RunArgs {
     fn check(&mut self) -> Result<(), String> {
         self.database.check()?;
         self.worker.check()?;
+        self.site.check()?;
         if self.shadow {
             self.database.database_schema.get_or_insert_with(|| SHADOW_SCHEMA.to_owned());
             if let Some(queue) = self.queue_url.iter().find(|queue| !queue.url.ends_with(SHADOW_SUFFIX)) {
@@ -432,11 +466,46 @@ impl RunArgs {
     }
 }
 
+impl SiteArgs {
+    /// The page at this address, which asks the queues how they do.
+    pub fn settings(&self, address: SocketAddr, database: &DatabaseArgs, queues: Vec<SqsSettings>) -> SiteSettings {
+        let database = match given(&self.site_database_url) {
+            Some(url) => PostgresSettings { url: Some(url), secret: None, ..database.reader() },
+            None => database.reader(),
+        };
+        let keys =
+            Keys { token: given(&self.site_token), basic: given(&self.site_user).zip(given(&self.site_password)) };
+        SiteSettings { ip: address.ip(), database, queues, keys, mask: self.site_mask }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if given(&self.site_user).is_some() != given(&self.site_password).is_some() {
+            return Err("SITE_USER and SITE_PASSWORD belong together: set both, or none".to_owned());
+        }
+        let Some(url) = given(&self.site_database_url) else { return Ok(()) };
+        let in_our_name =
+            |e: String| e.replace("DATABASE_URL (--database-url)", "SITE_DATABASE_URL (--site-database-url)");
+        check_database_url(&url, false).map_err(in_our_name)?;
+        let settings = PostgresSettings::new(&url);
+        if !settings.is_readable() {
+            return Err(
+                "SITE_DATABASE_URL (--site-database-url) cannot be read; special characters in the password are \
+                        written like %40 (@) and %23 (#)"
+                    .to_owned(),
+            );
+        }
+        settings.check_tls().map_err(|e| format!("SITE_DATABASE_URL (--site-database-url): {e}"))
+    }
+}
+
+/// A variable without a value says nothing: templates cannot always leave it out.
+fn given(value: &Option<String>) -> Option<String> {
+    value.clone().filter(|value| !value.is_empty())
+}
+
 impl DatabaseArgs {
     /// How to reach the database.
     pub fn settings(&self) -> PostgresSettings {
-        // A variable without a value says nothing: templates cannot always leave it out.
-        let given = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
         PostgresSettings {
             url: given(&self.database_url),
             secret: given(&self.database_secret),

@@ -11,6 +11,7 @@ pub mod migrate;
 pub mod orphans;
 pub mod quarantine;
 pub mod run;
+pub mod serve;
 pub mod simulate;
 pub mod status;
 pub mod smoke;

@@ -1,4 +1,4 @@
-//! `/livez`, `/readyz` and `/metrics` on one port: serving them, and asking a worker for them.
+//! `/livez`, `/readyz`, `/metrics` and the page on one port: serving them, and asking a worker for them.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -26,24 +26,29 @@ pub trait Health: Send + Sync + 'static {
     fn ready(&self) -> Result<(), String>;
 }
 
-/// Serves until it is told to stop. Returns the address once it listens.
+/// Serves until it is told to stop: the probes, the metrics of a worker, and beside them the page, or nothing.
+/// Returns the address once it listens.
 ///
 /// # Errors
 /// If the address is not free.
 pub async fn serve<H: Health>(
     address: SocketAddr,
     health: Arc<H>,
-    metrics: Arc<Metrics>,
+    metrics: Option<Arc<Metrics>>,
+    page: Router,
     stop: CancellationToken,
 ) -> anyhow::Result<SocketAddr> {
     let listener =
         TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} (set HTTP_ADDRESS)"))?;
     let address = listener.local_addr().context("cannot tell which port it listens on")?;
-    let app = Router::new()
+    let mut probes = Router::new()
         .route("/livez", get(|State(health): State<Arc<H>>| async move { probe(health.alive()) }))
-        .route("/readyz", get(|State(health): State<Arc<H>>| async move { probe(health.ready()) }))
-        .route("/metrics", get(|State(health): State<Arc<H>>| async move { page(health.ready().is_ok(), &metrics) }))
-        .with_state(health);
+        .route("/readyz", get(|State(health): State<Arc<H>>| async move { probe(health.ready()) }));
+    if let Some(metrics) = metrics {
+        let read = |State(health): State<Arc<H>>| async move { exposition(health.ready().is_ok(), &metrics) };
+        probes = probes.route("/metrics", get(read));
+    }
+    let app = probes.with_state(health).merge(page);
     tokio::spawn(async move {
         if let Err(e) = axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await {
             tracing::error!("cannot serve the probes any more: {e}");
@@ -77,7 +82,7 @@ pub async fn ask(address: &str, path: &str) -> anyhow::Result<Answer> {
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-fn page(ready: bool, metrics: &Metrics) -> impl IntoResponse + use<> {
+fn exposition(ready: bool, metrics: &Metrics) -> impl IntoResponse + use<> {
     metrics.ready.set(ready.into());
     ([(header::CONTENT_TYPE, OPEN_METRICS)], metrics.encode())
 }

@@ -23,6 +23,7 @@ pub mod explain;
 pub mod cli;
 pub mod commands;
 pub mod http;
+pub mod site;
 pub mod telemetry;
 
 mod doctor;

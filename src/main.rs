@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use ses_ledger::{
     cli::{Cli, Command, EXIT_USAGE, Surroundings},
-    commands::{decode, demo, dlq, doctor, explain, find, health, migrate, orphans, quarantine, run, simulate, smoke, status},
+    commands::{decode, demo, dlq, doctor, explain, find, health, migrate, orphans, quarantine, run, serve, simulate, smoke, status},
     telemetry,
 };
 
@@ -23,6 +23,7 @@ fn main() -> ExitCode {
     };
     let outcome = match cli.command {
         Command::Run(args) => on_runtime(run::run(*args)),
+        Command::Serve(args) => on_runtime(serve::run(*args)),
         Command::Health(args) => on_runtime(health::run(args)),
         Command::Demo(args) => on_runtime(demo::run(*args, Surroundings::read())),
         Command::Status(args) => on_runtime(status::run(args)),

@@ -3,6 +3,7 @@
 pub mod answers;
 pub mod audit;
 pub mod condition;
+pub mod figures;
 mod iam;
 mod login;
 pub mod mails;
@@ -580,6 +581,45 @@ fn no_answer(within: Duration) -> sqlx::Error {
 fn lacks_partition(error: &sqlx::Error) -> bool {
     // The same code as for a violated CHECK; only that one names a constraint.
     error.as_database_error().is_some_and(|e| e.code().as_deref() == Some("23514") && e.constraint().is_none())
+}
+
+/// Why a question has no answer, as those see it who asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// It took longer than it may; the server was told to stop.
+    TooLong,
+    /// The database is not there, or does not let us in.
+    Away,
+    /// The schema is not the one that we need, or the login may not read it: the SQLSTATE.
+    Unfit(String),
+    Other,
+}
+
+/// Sorts the error of a question.
+pub fn trouble(error: &anyhow::Error) -> Trouble {
+    let cause = error.chain().find_map(|e| e.downcast_ref::<sqlx::Error>());
+    let Some(cause) = cause else { return Trouble::Other };
+    let code = cause.as_database_error().and_then(|e| e.code()).unwrap_or_default().into_owned();
+    match cause {
+        sqlx::Error::Database(_) if code == "57014" => Trouble::TooLong,
+        // Insufficient privilege; a table, column or function that is not there.
+        sqlx::Error::Database(_) if code.starts_with("42") || code == "3F000" => Trouble::Unfit(code),
+        // Invalid login, unknown database, connections, resources, somebody's intervention.
+        sqlx::Error::Database(_) => {
+            if ["08", "28", "3D", "53", "57"].iter().any(|class| code.starts_with(class)) {
+                Trouble::Away
+            } else {
+                Trouble::Other
+            }
+        }
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::Configuration(_)
+        | sqlx::Error::WorkerCrashed => Trouble::Away,
+        _ => Trouble::Other,
+    }
 }
 
 /// Two decisions: try again, or find the row that is refused. Only the data's own faults are refused;

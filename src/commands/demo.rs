@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
+use axum::Router;
 use clap::Args;
 use time::OffsetDateTime;
 use tokio::time::sleep;
@@ -121,7 +122,7 @@ async fn play(args: &DemoArgs, view: &View, queue: &Queue, database: &Database) 
     let (metrics, shutdown) = (Arc::new(Metrics::default()), Shutdown::default());
     let _stop_at_the_end = (shutdown.stop.clone().drop_guard(), shutdown.give_up.clone().drop_guard());
     let settings = hurried(&args.worker);
-    let probed = run::serve_probes(&settings, &shutdown, &metrics).await?;
+    let probed = run::serve_probes(&settings, &shutdown, &metrics, Router::new()).await?;
     let worker = tokio::spawn({
         let (queues, postgres, metrics) = (
             vec![queue.settings(settings.sqs(&QueueAddress::new(&queue.url)))],

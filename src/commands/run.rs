@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::Context as _;
 use time::OffsetDateTime;
+use axum::Router;
 use tokio::{
     signal::unix::{SignalKind, signal},
     task::JoinSet,
@@ -27,6 +28,7 @@ use crate::{
     pipeline::{self, QueueError, Shutdown, Worker},
     postgres::{Postgres, schema},
     pulse::{Identity, Pulse, Runtime},
+    site,
     sqs::{Sqs, SqsSettings},
     upkeep,
 };
@@ -54,7 +56,15 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let shutdown = Shutdown::default();
     leave_on_signals(&shutdown, args.worker.shutdown_grace)?;
     let metrics = Arc::new(Metrics::default());
-    let probed = serve_probes(&args.worker, &shutdown, &metrics).await?;
+    let queues: Vec<_> = args.queue_url.iter().map(|queue| args.worker.sqs(queue)).collect();
+    let site = args.site.settings(args.worker.http_address, &args.database, queues.clone());
+    if site.is_closed() {
+        info!(
+            "the page is closed: {} can be reached by others; to open it set SITE_TOKEN, or SITE_USER and SITE_PASSWORD",
+            args.worker.http_address
+        );
+    }
+    let probed = serve_probes(&args.worker, &shutdown, &metrics, site::router(site)?).await?;
     match shutdown.stop.run_until_cancelled(wait_for_database(&postgres)).await {
         Some(Ok(())) => {}
         Some(Err(e)) => {
@@ -63,7 +73,6 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         }
         None => return Ok(ExitCode::SUCCESS),
     }
-    let queues = args.queue_url.iter().map(|queue| args.worker.sqs(queue)).collect();
     let ended = work(queues, &postgres, &args.worker, shutdown, Arc::clone(&metrics), &probed).await?;
     postgres.close().await;
     say_goodbye(&metrics);
@@ -76,7 +85,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Lets the probes answer from now on: while it waits for database and queues, a worker is alive, but not ready.
+/// Lets the probes, and the page beside them, answer from now on: while it waits for database and queues, a worker is
+/// alive, but not ready.
 ///
 /// # Errors
 /// If the probes' port is not free.
@@ -84,10 +94,11 @@ pub async fn serve_probes(
     args: &WorkerArgs,
     shutdown: &Shutdown,
     metrics: &Arc<Metrics>,
+    page: Router,
 ) -> anyhow::Result<Arc<Workers>> {
     let workers = Arc::new(Workers::default());
     let stop = shutdown.give_up.clone();
-    let address = http::serve(args.http_address, Arc::clone(&workers), Arc::clone(metrics), stop).await?;
+    let address = http::serve(args.http_address, Arc::clone(&workers), Some(Arc::clone(metrics)), page, stop).await?;
     info!("probes and metrics at http://{address}/livez, /readyz, /metrics");
     Ok(workers)
 }

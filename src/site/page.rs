@@ -1,0 +1,91 @@
+//! The frame of every page.
+
+use std::sync::LazyLock;
+
+use axum::{
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+use sha2::{Digest as _, Sha256};
+
+const STYLE: &str = include_str!("style.css");
+
+/// Nothing is loaded, nothing runs; the one style is known by its digest.
+pub(super) static CONTENT_SECURITY_POLICY: LazyLock<String> = LazyLock::new(|| {
+    let digest = BASE64_STANDARD.encode(Sha256::digest(STYLE));
+    format!(
+        "default-src 'none'; style-src 'sha256-{digest}'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+    )
+});
+
+/// The four questions.
+const PAGES: [(&str, &str); 4] = [("/", "Now"), ("/mail", "Mail"), ("/stuck", "Stuck"), ("/figures", "Figures")];
+
+/// One page.
+pub(super) struct Page {
+    status: StatusCode,
+    title: String,
+    /// Where it belongs, of [`PAGES`].
+    under: &'static str,
+    /// Seconds until the browser asks again.
+    refresh: Option<u32>,
+    body: Markup,
+}
+
+impl Page {
+    pub(super) fn new(under: &'static str, title: &str, body: Markup) -> Self {
+        Self { status: StatusCode::OK, title: title.to_owned(), under, refresh: None, body }
+    }
+
+    /// Why there is no answer, and what to do.
+    pub(super) fn problem(status: StatusCode, title: &str, body: Markup) -> Self {
+        let body = html! { h1 { (title) } (body) };
+        Self { status, ..Self::new("", title, body) }
+    }
+
+    pub(super) fn under(self, under: &'static str) -> Self {
+        Self { under, ..self }
+    }
+
+    pub(super) fn with_status(self, status: StatusCode) -> Self {
+        Self { status, ..self }
+    }
+
+    pub(super) fn refreshed(self, seconds: u32) -> Self {
+        Self { refresh: Some(seconds), ..self }
+    }
+}
+
+impl IntoResponse for Page {
+    fn into_response(self) -> Response {
+        let page = html! {
+            (DOCTYPE)
+            html lang="en" {
+                head {
+                    meta charset="utf-8";
+                    meta name="viewport" content="width=device-width, initial-scale=1";
+                    meta name="color-scheme" content="light dark";
+                    meta name="robots" content="noindex";
+                    @if let Some(seconds) = self.refresh { meta http-equiv="refresh" content=(seconds); }
+                    title { (self.title) " · ses-ledger" }
+                    // As it stands: the policy names its digest.
+                    style { (PreEscaped(STYLE)) }
+                }
+                body {
+                    header {
+                        span.name { "ses-ledger" }
+                        nav {
+                            @for (path, name) in PAGES {
+                                a href=(path) aria-current=[(path == self.under).then_some("page")] { (name) }
+                            }
+                        }
+                    }
+                    main { (self.body) }
+                }
+            }
+        };
+        (self.status, page).into_response()
+    }
+}
