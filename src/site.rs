@@ -4,7 +4,10 @@
 mod chart;
 mod door;
 mod figures;
+mod mail;
+mod now;
 mod page;
+mod stuck;
 mod text;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
@@ -19,6 +22,7 @@ use axum::{
 };
 use maud::{Markup, html};
 use serde::de::DeserializeOwned;
+use time::OffsetDateTime;
 use tokio::time::timeout;
 use tracing::warn;
 use url::form_urlencoded;
@@ -26,10 +30,12 @@ use url::form_urlencoded;
 pub use self::door::Keys;
 use self::{
     door::{Door, guard},
+    now::Queues,
     page::Page,
     text::Eyes,
 };
 use crate::{
+    cli::moment,
     postgres::{Postgres, PostgresSettings, Trouble, trouble},
     sqs::SqsSettings,
 };
@@ -60,6 +66,7 @@ pub struct SiteSettings {
 /// What every page needs.
 struct Site {
     postgres: Postgres,
+    queues: Queues,
     eyes: Eyes,
 }
 
@@ -81,9 +88,21 @@ pub fn router(settings: SiteSettings) -> anyhow::Result<Router> {
         statement_timeout: PATIENCE,
         ..settings.database
     };
-    let site = Site { postgres: Postgres::new(&database)?, eyes: Eyes { masked: settings.mask } };
+    let site = Site {
+        postgres: Postgres::new(&database)?,
+        queues: Queues::new(settings.queues),
+        eyes: Eyes { masked: settings.mask },
+    };
     let door = Door { ip: settings.ip, keys: settings.keys };
     Ok(Router::new()
+        .route("/", get(now::page))
+        .route("/mail", get(mail::search))
+        .route("/mail/{uuid}", get(mail::page))
+        .route("/stuck", get(stuck::page))
+        .route("/stuck/orphans", get(stuck::orphans))
+        .route("/stuck/orphan", get(stuck::orphan))
+        .route("/stuck/quarantine", get(stuck::quarantine))
+        .route("/stuck/body/{uuid}", get(stuck::body))
         .route("/figures", get(figures::page))
         .fallback(async || Problem::NotFound("There is no such page"))
         .layer(middleware::from_fn_with_state(Arc::new(door), guard))
@@ -131,7 +150,7 @@ impl IntoResponse for Problem {
             Self::Away => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "The database is not there",
-                html! { p { "It does not answer, or does not let us in. The worker waits for it as well; no event is lost by it." }
+                html! { p { "It does not answer in time, or does not let us in. The worker waits for it as well; no event is lost by it." }
                 p { "To see why: " code { "ses-ledger migrate status" } } },
             ),
             Self::Unfit(code) => (
@@ -181,6 +200,18 @@ fn link<'a>(path: &str, query: impl IntoIterator<Item = (&'a str, &'a str)>) -> 
         query if query.is_empty() => path.to_owned(),
         query => format!("{path}?{query}"),
     }
+}
+
+/// The moment that a time begins with; nothing is given for any.
+fn first_moment(text: &str) -> Result<Option<OffsetDateTime>, Problem> {
+    given(text).map(|text| moment(&text)).transpose().map_err(Problem::Unreadable)
+}
+
+/// The moment after which it is over: a last day is meant with all its hours.
+fn last_moment(text: &str) -> Result<Option<OffsetDateTime>, Problem> {
+    let is_day = text.trim().len() == "2026-11-21".len() && text.trim().starts_with(|c: char| c.is_ascii_digit());
+    let whole = if is_day && text.contains('-') { time::Duration::DAY } else { time::Duration::ZERO };
+    Ok(first_moment(text)?.map(|last| last.saturating_add(whole)))
 }
 
 /// Something that is given, without blanks around it.

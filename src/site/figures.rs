@@ -5,11 +5,14 @@ use std::sync::Arc;
 use axum::extract::State;
 use maud::{Markup, html};
 use serde::Deserialize;
-use time::{Duration, OffsetDateTime, Time, macros::format_description};
+use time::{Duration, OffsetDateTime, Time};
 
-use super::{Answer, Asked, Problem, Site, chart, given, in_time, link, page::Page, text::line};
+use super::{
+    Answer, Asked, Problem, Site, chart, first_moment, given, in_time, last_moment, link,
+    page::Page,
+    text::{line, typed},
+};
 use crate::{
-    cli::moment,
     postgres::figures::{self, Dimension, Figure, Figures, MOST_FIGURES},
     readable::{grouped, percent},
 };
@@ -24,7 +27,9 @@ const DIMENSIONS: [(Dimension, &str, &str); 4] = [
     (Dimension::Domain, "domain", "Recipient domain"),
 ];
 
-const PERIODS: [(&str, &str); 4] = [("1d", "1 day"), ("7d", "7 days"), ("30d", "30 days"), ("90d", "90 days")];
+/// Up to now: as it is written, its name, days.
+const PERIODS: [(&str, &str, i64); 4] =
+    [("1d", "1 day", 1), ("7d", "7 days", 7), ("30d", "30 days", 30), ("90d", "90 days", 90)];
 
 /// What the form sends.
 #[derive(Clone, Default, Deserialize)]
@@ -42,7 +47,7 @@ pub(super) async fn page(State(site): State<Arc<Site>>, Asked(form): Asked<Form>
     let answer = in_time(figures::by(&site.postgres, &question)).await;
     let found = match answer {
         Ok(found) => html! { (table(question.dimension, &found)) },
-        Err(Problem::TooLong) => form.too_long(),
+        Err(Problem::TooLong) => form.too_long(question.to - question.from),
         Err(other) => return Err(other),
     };
     let (_, _, name) = dimension(question.dimension);
@@ -63,16 +68,12 @@ fn dimension(wanted: Dimension) -> (Dimension, &'static str, &'static str) {
 impl Form {
     /// The last 30 days, today included, unless it says otherwise.
     fn read(&self) -> Result<figures::Asked, Problem> {
-        let when = |text: &str| given(text).map(|text| moment(&text)).transpose().map_err(Problem::Unreadable);
         let dimension = DIMENSIONS.iter().find(|(_, name, _)| *name == self.by).map(|(dimension, ..)| *dimension);
         if dimension.is_none() && !self.by.is_empty() {
             return Err(Problem::Unreadable(format!("by={} is none of day, template, campaign, domain.", self.by)));
         }
-        let now = OffsetDateTime::now_utc();
-        let is_date = self.to.trim().len() == "2026-11-21".len();
-        // A last day is meant with all its hours.
-        let to = when(&self.to)?.map_or(now, |to| if is_date { to + Duration::DAY } else { to });
-        let from = match when(&self.from)? {
+        let to = last_moment(&self.to)?.unwrap_or_else(OffsetDateTime::now_utc);
+        let from = match first_moment(&self.from)? {
             // Whole days: half of one would look like a bad one.
             Some(from) if !self.from.contains('T') => from.replace_time(Time::MIDNIGHT),
             Some(from) => from,
@@ -103,16 +104,16 @@ impl Form {
     fn fields(&self) -> Markup {
         html! {
             form.ask method="get" action="/figures" {
-                input type="hidden" name="by" value=(self.by);
-                label { "From" input name="from" value=(self.from) placeholder="30d" size="12"; }
-                label { "To" input name="to" value=(self.to) placeholder="now" size="12"; }
-                label { "Template" input name="template" value=(self.template) placeholder="any" size="14"; }
-                label { "Campaign" input name="campaign" value=(self.campaign) placeholder="any" size="14"; }
+                input type="hidden" name="by" value=(typed(&self.by));
+                label { "From" input name="from" value=(typed(&self.from)) placeholder="30d" size="12"; }
+                label { "To" input name="to" value=(typed(&self.to)) placeholder="now" size="12"; }
+                label { "Template" input name="template" value=(typed(&self.template)) placeholder="any" size="14"; }
+                label { "Campaign" input name="campaign" value=(typed(&self.campaign)) placeholder="any" size="14"; }
                 button { "Count" }
             }
             p.small.faint {
                 "Times are written like " code { "2026-11-21" } " or " code { "7d" } " for seven days ago, in UTC. The last "
-                @for (n, (from, name)) in PERIODS.into_iter().enumerate() {
+                @for (n, (from, name, _)) in PERIODS.into_iter().enumerate() {
                     @if n > 0 { " · " }
                     a href=(self.link(&self.by, from, "")) { (name) }
                 }
@@ -120,16 +121,15 @@ impl Form {
         }
     }
 
-    fn too_long(&self) -> Markup {
+    /// Offers what is shorter than the time that was asked for.
+    fn too_long(&self, asked: Duration) -> Markup {
+        let shorter = PERIODS.into_iter().filter(|(.., days)| Duration::days(*days) * 2 < asked);
         html! {
             div.say.warn {
                 p { "There are more mails in this time than can be counted within " (super::PATIENCE.as_secs()) " seconds; the database was told to stop." }
                 p { "A shorter time: "
-                    @for (n, (from, name)) in PERIODS.into_iter().take(3).enumerate() {
-                        @if n > 0 { " · " }
-                        a href=(self.link(&self.by, from, "")) { (name) }
-                    }
-                    ". Or one day, with both dates the same."
+                    @for (from, name, _) in shorter { a href=(self.link(&self.by, from, "")) { (name) } " · " }
+                    "or one day, with both dates the same."
                 }
             }
         }
@@ -168,16 +168,10 @@ fn key(dimension: Dimension, figure: &Figure) -> Markup {
             html! { a href=(link("/mail", [("campaign", key.as_str())])) { (line(key)) } }
         }
         (Some(key), Dimension::Day) => {
-            html! { a href=(link("/mail", [("from", key.as_str()), ("to", &next_day(key))])) { (key) } }
+            html! { a href=(link("/mail", [("from", key.as_str()), ("to", key)])) { (key) } }
         }
         (Some(key), Dimension::Domain) => html! { (line(key)) },
     }
-}
-
-fn next_day(day: &str) -> String {
-    let format = format_description!("[year]-[month]-[day]");
-    let next = time::Date::parse(day, format).ok().and_then(time::Date::next_day);
-    next.and_then(|day| day.format(format).ok()).unwrap_or_default()
 }
 
 fn row(dimension: Dimension, figure: &Figure, key: Markup, opens: bool) -> Markup {
@@ -188,7 +182,7 @@ fn row(dimension: Dimension, figure: &Figure, key: Markup, opens: bool) -> Marku
             td data-is=(name) { span { (key) } }
             td.number data-is="Written" { span { (grouped(figure.written)) } }
             td.number data-is="Sent" { span { (grouped(sent)) } }
-            td.number data-is="Delivered" { span { (counted(delivered, sent, |_| "")) } }
+            td.number data-is="Delivered" { span { (counted(delivered, sent, |_| "")) @if sent >= FLOOR { (chart::share(delivered, sent)) } } }
             td.number data-is="Bounced" { span { (counted(figure.bounced, sent, |rate| judged(rate, 0.05, 0.1))) } }
             td.number data-is="Complained" { span { (counted(figure.complained, delivered, |rate| judged(rate, 0.001, 0.005))) } }
             @if opens {
@@ -206,10 +200,15 @@ fn counted(part: u64, whole: u64, judge: impl Fn(f64) -> &'static str) -> Markup
         @if whole < FLOOR {
             span.faint.small { "too few" }
         } @else {
-            span class=(judge(part as f64 / whole as f64)) { (percent(part, whole)) }
-            (chart::share(part, whole))
+            span class=(judge(part as f64 / whole as f64)) { (rate(part, whole)) }
         }
     }
+}
+
+/// Complaints are rare: where a tenth of a percent decides, hundredths are told.
+fn rate(part: u64, whole: u64) -> String {
+    let rate = part as f64 * 100.0 / whole as f64;
+    if part > 0 && rate < 1.0 { format!("{rate:.2} %") } else { percent(part, whole) }
 }
 
 /// From where on SES looks at an account, and from where on it stops its sending.

@@ -9,6 +9,10 @@ use axum::{
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use sha2::{Digest as _, Sha256};
+use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
+
+use super::text::line;
+use crate::readable::second;
 
 const STYLE: &str = include_str!("style.css");
 
@@ -45,17 +49,29 @@ impl Page {
         Self { status, ..Self::new("", title, body) }
     }
 
-    pub(super) fn under(self, under: &'static str) -> Self {
-        Self { under, ..self }
-    }
-
-    pub(super) fn with_status(self, status: StatusCode) -> Self {
-        Self { status, ..self }
-    }
-
     pub(super) fn refreshed(self, seconds: u32) -> Self {
         Self { refresh: Some(seconds), ..self }
     }
+}
+
+/// What to type to do something, since the page itself does nothing.
+pub(super) fn command(what: &str, command: &str) -> Markup {
+    html! { p.command { (what) ":" br; code { (line(command)) } } }
+}
+
+/// As a shell takes it for one word.
+pub(super) fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@%+=,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// A moment, to the second. All times of the page are in UTC.
+pub(super) fn when(at: OffsetDateTime) -> Markup {
+    html! { time datetime=(at.format(&Rfc3339).unwrap_or_default()) { (second(at.to_offset(UtcOffset::UTC))) } }
 }
 
 impl IntoResponse for Page {
@@ -83,6 +99,7 @@ impl IntoResponse for Page {
                         }
                     }
                     main { (self.body) }
+                    footer { "Times are in UTC. Read at " (second(OffsetDateTime::now_utc())) "." }
                 }
             }
         };

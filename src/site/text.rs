@@ -1,5 +1,7 @@
 //! How words that came from outside are shown: as text, with nothing in it that hides, reorders or reaches the reader.
 
+use std::net::IpAddr;
+
 use maud::{Markup, html};
 
 use crate::readable::grouped;
@@ -37,12 +39,13 @@ impl Eyes {
         if self.masked { line(&masked_words(text)) } else { line(text) }
     }
 
-    /// A piece of a body. Masked, there is nothing to see.
-    pub(super) fn body(self, text: &str) -> Markup {
-        if self.masked {
-            html! {}
-        } else {
-            visible(text, BODY, |c| matches!(c, '\n' | '\t'))
+    /// A piece of a body; bytes that are no UTF-8 are told. Masked, there is nothing to see.
+    pub(super) fn body(self, bytes: &[u8]) -> Markup {
+        html! {
+            @for chunk in bytes.utf8_chunks().filter(|_| !self.masked) {
+                (visible(chunk.valid(), BODY, |c| matches!(c, '\n' | '\t')))
+                @for byte in chunk.invalid() { span.odd { "byte " (format!("{byte:02X}")) } }
+            }
         }
     }
 }
@@ -52,6 +55,11 @@ pub(super) fn line(text: &str) -> Markup {
     visible(text, LINE, |_| false)
 }
 
+/// What somebody typed, to be changed in its field, without what would not be seen there.
+pub(super) fn typed(text: &str) -> String {
+    text.chars().filter(|c| !is_odd(*c)).collect()
+}
+
 /// Text whose invisible characters can be seen. It is a world of its own for the direction of writing.
 fn visible(text: &str, most: usize, keep: impl Fn(char) -> bool) -> Markup {
     let cut = text.char_indices().nth(most).map(|(end, _)| &text[..end]);
@@ -59,12 +67,20 @@ fn visible(text: &str, most: usize, keep: impl Fn(char) -> bool) -> Markup {
         bdi {
             @for piece in cut.unwrap_or(text).split_inclusive(|c| is_odd(c) && !keep(c)) {
                 @match piece.char_indices().next_back().filter(|&(_, c)| is_odd(c) && !keep(c)) {
-                    Some((at, odd)) => { (piece[..at]) span.odd { "U+" (format!("{:04X}", u32::from(odd))) } }
+                    Some((at, odd)) => { (piece[..at]) (sign(odd)) }
                     None => (piece)
                 }
             }
         }
         @if cut.is_some() { span.faint { "… (" (grouped(text.chars().count() as u64)) " characters)" } }
+    }
+}
+
+/// What stands for a character that would not be seen.
+fn sign(odd: char) -> Markup {
+    match odd {
+        '\n' => html! { span.odd title="a new line" { "↵" } },
+        odd => html! { span.odd { "U+" (format!("{:04X}", u32::from(odd))) } },
     }
 }
 
@@ -98,7 +114,9 @@ fn masked_words(text: &str) -> String {
     let mask = |word: &str| {
         let (core, dots) = word.split_at(word.trim_end_matches(['.', ':', '!', '?']).len());
         match core {
-            _ if core.contains("://") || core.starts_with("www.") => format!("{HIDDEN}{dots}"),
+            _ if core.contains("://") || core.starts_with("www.") || core.parse::<IpAddr>().is_ok() => {
+                format!("{HIDDEN}{dots}")
+            }
             _ if core.contains('@') => format!("{}{dots}", masked_address(core)),
             _ => word.to_owned(),
         }
@@ -120,7 +138,7 @@ mod tests {
         assert_eq!(
             shown,
             "<bdi>&lt;img src=x onerror=alert(1)&gt;<span class=\"odd\">U+202E</span>gnp<span class=\"odd\">U+0000</span>\
-             <span class=\"odd\">U+000A</span>&quot;'&amp;</bdi>"
+             <span class=\"odd\" title=\"a new line\">↵</span>&quot;'&amp;</bdi>"
         );
     }
 
@@ -138,7 +156,7 @@ mod tests {
 
     #[test]
     fn what_a_server_says_is_masked_where_it_names_somebody() {
-        let said = "550 5.1.1 <ada@example.net>: user unknown, see https://example.net/?who=ada.";
-        assert_eq!(masked_words(said), "550 5.1.1 <a…@e….net>: user unknown, see (masked).");
+        let said = "550 5.1.1 <ada@example.net>: user unknown, see https://example.net/?who=ada from 192.0.2.1.";
+        assert_eq!(masked_words(said), "550 5.1.1 <a…@e….net>: user unknown, see (masked) from (masked).");
     }
 }
