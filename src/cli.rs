@@ -7,7 +7,11 @@ use clap::{Args, Parser, Subcommand};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::format_description};
 
 use crate::{
-    commands::{decode, demo::DemoArgs, dlq::DlqArgs, doctor::DoctorArgs, explain::ExplainArgs, find::FindArgs, health, migrate::MigrateArgs, orphans::OrphansArgs, quarantine::QuarantineArgs, serve::ServeArgs, simulate::SimulateArgs, smoke::SmokeArgs, status::StatusArgs},
+    commands::{
+        decode, demo::DemoArgs, dlq::DlqArgs, doctor::DoctorArgs, explain::ExplainArgs, find::FindArgs, health,
+        migrate::MigrateArgs, orphans::OrphansArgs, quarantine::QuarantineArgs, serve::ServeArgs,
+        simulate::SimulateArgs, smoke::SmokeArgs, status::StatusArgs,
+    },
     metrics::{Export, emf::EmfSettings},
     pipeline::{
         PipelineSettings,
@@ -224,7 +228,7 @@ pub struct SiteArgs {
     #[arg(long, env, value_name = "NAME", help_heading = "Page")]
     pub site_user: Option<String>,
 
-    /// See SITE_USER
+    /// That user's password [default: none]
     #[arg(long, env, value_name = "PASSWORD", hide_env_values = true, help_heading = "Page")]
     pub site_password: Option<String>,
 

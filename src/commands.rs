@@ -2,10 +2,10 @@
 
 pub mod decode;
 pub mod demo;
-pub mod explain;
-pub mod find;
 pub mod dlq;
 pub mod doctor;
+pub mod explain;
+pub mod find;
 pub mod health;
 pub mod migrate;
 pub mod orphans;
@@ -13,8 +13,8 @@ pub mod quarantine;
 pub mod run;
 pub mod serve;
 pub mod simulate;
-pub mod status;
 pub mod smoke;
+pub mod status;
 
 mod ask;
 mod removal;

@@ -14,8 +14,8 @@ pub mod metrics;
 pub mod orphans;
 pub mod postgres;
 pub mod pulse;
-pub mod status;
 pub mod replay;
+pub mod status;
 pub mod upkeep;
 
 pub mod explain;

@@ -4,7 +4,10 @@ use std::process::ExitCode;
 
 use ses_ledger::{
     cli::{Cli, Command, EXIT_USAGE, Surroundings},
-    commands::{decode, demo, dlq, doctor, explain, find, health, migrate, orphans, quarantine, run, serve, simulate, smoke, status},
+    commands::{
+        decode, demo, dlq, doctor, explain, find, health, migrate, orphans, quarantine, run, serve, simulate, smoke,
+        status,
+    },
     telemetry,
 };
 

@@ -14,8 +14,8 @@ mod secret;
 pub mod sender;
 mod session;
 pub mod simulation;
-pub mod stuck;
 pub mod smoke;
+pub mod stuck;
 mod tls;
 pub mod upkeep;
 

@@ -17,7 +17,6 @@ use crate::{
     event::TimeSource,
     metrics::Metrics,
     pipeline::{Verdict, batch::Arrival},
-    readable::{json_text, json_time},
 };
 
 /// How often a worker beats.
@@ -68,13 +67,12 @@ pub struct Beat {
 /// A row of `ses_ledger_workers`, but for the times that the database itself sets.
 #[derive(Clone, Debug, Serialize)]
 pub struct WorkerRow {
-    #[serde(serialize_with = "json_text")]
     pub id: Uuid,
     pub name: String,
     pub version: &'static str,
     pub runtime: Runtime,
     pub queues: Vec<String>,
-    #[serde(serialize_with = "json_time")]
+    #[serde(with = "time::serde::rfc3339")]
     pub started_at: OffsetDateTime,
     #[serde(flatten)]
     pub counts: Identities,
@@ -128,7 +126,7 @@ impl Identities {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Minute {
     /// Its first moment.
-    #[serde(serialize_with = "json_time")]
+    #[serde(with = "time::serde::rfc3339")]
     pub minute: OffsetDateTime,
     #[serde(flatten)]
     pub counts: Counts,
@@ -239,9 +237,9 @@ pub struct KindRow {
 /// When an event of a kind last happened, and when one was last stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct LastTimes {
-    #[serde(serialize_with = "json_time")]
+    #[serde(with = "time::serde::rfc3339")]
     pub last_occurred_at: OffsetDateTime,
-    #[serde(serialize_with = "json_time")]
+    #[serde(with = "time::serde::rfc3339")]
     pub last_stored_at: OffsetDateTime,
 }
 

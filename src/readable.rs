@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use serde::Serializer;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::format_description};
-use uuid::Uuid;
+use time::{OffsetDateTime, macros::format_description};
 
 /// 1234567 as 1,234,567.
 pub(crate) fn grouped(number: u64) -> String {
@@ -22,9 +20,6 @@ pub(crate) fn grouped(number: u64) -> String {
 /// `1 message`, `2,000 messages`.
 pub(crate) fn plural(count: u64, one: &str, several: &str) -> String {
     format!("{} {}", grouped(count), if count == 1 { one } else { several })
-/// `1 body`, `1,234 bodies`.
-pub(crate) fn counted(number: u64, one: &str, many: &str) -> String {
-    format!("{} {}", grouped(number), if number == 1 { one } else { many })
 }
 
 /// Date and time to the millisecond.
@@ -64,28 +59,13 @@ pub(crate) fn percent(part: u64, whole: u64) -> String {
     }
 }
 
-/// A time in JSON: `2026-11-21T15:30:00.123Z`. For `#[serde(serialize_with)]`.
-pub(crate) fn json_time<S: Serializer>(at: &OffsetDateTime, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&at.format(&Rfc3339).map_err(serde::ser::Error::custom)?)
-}
-
-/// Anything as it is shown, in JSON. For `#[serde(serialize_with)]`.
-pub(crate) fn json_text<S: Serializer>(shown: &impl std::fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(shown)
-}
-
-/// The same of a time that may be missing: `null`.
-pub(crate) fn json_time_if_any<S: Serializer>(at: &Option<OffsetDateTime>, serializer: S) -> Result<S::Ok, S::Error> {
-    match at {
-        Some(at) => json_time(at, serializer),
-        None => serializer.serialize_none(),
-    }
-}
-
-/// At most so many characters, none of them a control character.
-/// At most so many characters, none of which moves the cursor or turns the direction of writing.
+/// At most so many characters, none of them one that acts on the terminal.
 pub(crate) fn one_line(text: &str, longest: usize) -> String {
-    let flat: String = text.chars().take(longest + 1).map(|c| if moves(c) { ' ' } else { c }).collect();
+    let flat: String = text.chars().take(longest + 1).map(|c| if acts_on_terminal(c) { ' ' } else { c }).collect();
+    match flat.char_indices().nth(longest) {
+        Some((end, _)) => format!("{}…", &flat[..end]),
+        None => flat,
+    }
 }
 
 /// Bytes as they can be shown on any terminal, without losing one: `\n`, `\u{1b}`, `\xff`.
@@ -103,27 +83,6 @@ pub(crate) fn visible(bytes: &[u8]) -> String {
     text
 }
 
-/// Control characters, and those that hide or turn around what stands next to them.
-fn acts_on_terminal(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-}
-
-/// At most so many characters, none of them one that acts on the terminal.
-pub(crate) fn one_line(text: &str, longest: usize) -> String {
-    let flat: String = text.chars().map(|c| if acts_on_terminal(c) { ' ' } else { c }).collect();
-    match flat.char_indices().nth(longest) {
-        Some((end, _)) => format!("{}…", &flat[..end]),
-        None => flat,
-    }
-}
-
-/// Control characters, line separators, and what sets the direction of writing.
-fn moves(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
-}
-
 /// As JSON on one line, in which a terminal finds nothing to obey either.
 ///
 /// # Errors
@@ -132,7 +91,7 @@ pub(crate) fn json(value: &impl serde::Serialize) -> serde_json::Result<String> 
     let json = serde_json::to_string(value)?;
     let mut text = String::with_capacity(json.len());
     for c in json.chars() {
-        match moves(c) {
+        match acts_on_terminal(c) {
             // In JSON that was written on one line they stand within strings. All of them take four digits.
             true => text.push_str(&format!("\\u{:04x}", u32::from(c))),
             false => text.push(c),
@@ -141,23 +100,10 @@ pub(crate) fn json(value: &impl serde::Serialize) -> serde_json::Result<String> 
     Ok(text)
 }
 
-/// A time, or none, as JSON has it: `2026-11-21T15:30:00Z`.
-pub(crate) fn rfc3339<S: Serializer>(
-    at: &(impl Copy + Into<Option<OffsetDateTime>>),
-    to: S,
-) -> Result<S::Ok, S::Error> {
-    match (*at).into() {
-        Some(at) => to.serialize_str(&at.format(&Rfc3339).unwrap_or_default()),
-        None => to.serialize_none(),
-    }
-}
-
-/// A UUID, or none, as JSON has it.
-pub(crate) fn hyphenated<S: Serializer>(id: &(impl Copy + Into<Option<Uuid>>), to: S) -> Result<S::Ok, S::Error> {
-    match (*id).into() {
-        Some(id) => to.collect_str(&id),
-        None => to.serialize_none(),
-    }
+/// Control characters, and those that hide or turn around what stands next to them.
+fn acts_on_terminal(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 #[cfg(test)]
@@ -189,7 +135,7 @@ mod tests {
         assert_eq!(one_line(hostile, 80), "a [2Jb 31mc d e f g ");
         assert_eq!(one_line(hostile, 3), "a […");
         let json = json(&hostile).expect("it is text");
-        assert!(json.chars().all(|c| !moves(c)), "{json}");
+        assert!(json.chars().all(|c| !acts_on_terminal(c)), "{json}");
         assert_eq!(serde_json::from_str::<String>(&json).expect("it is JSON"), hostile);
     }
 }

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     cli::{DecodeArgs, EXIT_UNAVAILABLE, EXIT_USAGE, QueueAddress, QueueArgs, queue},
     pipeline::{Queue as _, QueueError},
-    readable::{counted, second, visible},
+    readable::{plural, second, visible},
     replay::{self, Reading},
     sqs::{
         Sqs,
@@ -315,7 +315,7 @@ fn show_letters(letter_box: &LetterBox, letters: &[(&Letter, Reading)], count: u
         ),
         _ => say!(
             "About {} in {queue}. {} of them:",
-            counted(count.max(letters.len() as u64), "letter is", "letters are"),
+            plural(count.max(letters.len() as u64), "letter is", "letters are"),
             letters.len()
         ),
     }
@@ -323,7 +323,7 @@ fn show_letters(letter_box: &LetterBox, letters: &[(&Letter, Reading)], count: u
     for (letter, reading) in letters {
         let sent = letter.sent_at.map_or_else(|| "?".to_owned(), second);
         say!("\n{}", screen.bold(&letter.message_id));
-        say!("  sent {sent}, received {}", counted(u64::from(letter.receive_count), "time", "times"));
+        say!("  sent {sent}, received {}", plural(u64::from(letter.receive_count), "time", "times"));
         say!("{}", wrapped("  ", &one_line(&reading.to_string(), 300)));
         for mail in reading.mails.iter().take(3) {
             say!("  mail {}", one_line(mail, 100));
@@ -385,7 +385,7 @@ async fn redrive(letter_box: &LetterBox, args: &RedriveArgs) -> Result<ExitCode,
     if args.dry_run || count == 0 {
         print(args.json, &json!({ "letters": count, "running": running }), || match count {
             0 => say!("No letter is in {queue}."),
-            n => say!("About {} of {queue} would be moved back.", counted(n, "letter", "letters")),
+            n => say!("About {} of {queue} would be moved back.", plural(n, "letter", "letters")),
         })?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -484,7 +484,7 @@ async fn export(letter_box: &LetterBox, args: &ExportArgs) -> Result<ExitCode, T
         } else {
             "all stay in the queue".to_owned()
         };
-        let line = format!("{} in {}; {deleted}.", counted(written, "letter is", "letters are"), args.file.display());
+        let line = format!("{} in {}; {deleted}.", plural(written, "letter is", "letters are"), args.file.display());
         Screen::new(false).redraw(&line, true);
     })?;
     Ok(match (stop.is_cancelled(), args.delete && deleted < written) {

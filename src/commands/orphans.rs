@@ -21,7 +21,7 @@ use crate::{
             Why, Work,
         },
     },
-    readable::{counted, second, span},
+    readable::{plural, second, span},
 };
 
 /// Arguments of `orphans`.
@@ -41,7 +41,7 @@ enum What {
     Retry(RetryArgs),
     /// Remove events that waited too long, visibly
     ///
-    /// They are counted in the table ses_ledger_removals, with who removed them. Events whose log row is there by now are
+    /// They are plural in the table ses_ledger_removals, with who removed them. Events whose log row is there by now are
     /// left alone: they are attached. Needs a login that is a member of ses_ledger_owner, or was granted the right to
     /// execute ses_ledger_expire_orphans.
     Expire(ExpireArgs),
@@ -223,8 +223,8 @@ async fn retry(args: RetryArgs) -> anyhow::Result<ExitCode> {
     let left = stuck::orphans_left(&postgres).await?;
     print(args.json, &json!({ "attached": attached, "left": left }), || {
         let found =
-            counted(attached, "event found its mail and is attached", "events found their mail and are attached");
-        let line = format!("{found}; {}.", counted(left as u64, "still waits", "still wait"));
+            plural(attached, "event found its mail and is attached", "events found their mail and are attached");
+        let line = format!("{found}; {}.", plural(left as u64, "still waits", "still wait"));
         Screen::new(false).redraw(&line, true);
         if attached == 0 && left > 0 {
             say!("Why they wait: ses-ledger orphans list");
@@ -358,7 +358,7 @@ fn show_groups(screen: &Screen, all: &OrphanGroups, removals: &[Removal]) {
         None => say!("No event waits for its mail."),
         Some(oldest) => {
             let age = OffsetDateTime::now_utc() - oldest;
-            let waiting = counted(all.events as u64, "event waits", "events wait");
+            let waiting = plural(all.events as u64, "event waits", "events wait");
             say!("{waiting} for a log row; the oldest for {}.", span(age.unsigned_abs()));
         }
     }
@@ -374,8 +374,7 @@ fn show_groups(screen: &Screen, all: &OrphanGroups, removals: &[Removal]) {
 fn show_group(screen: &Screen, group: &OrphanGroup) {
     let OrphanGroup { why, events, mails, first_seen_at, last_seen_at, .. } = group;
     say!("\n{}", screen.bold(title(*why)));
-    let counts =
-        format!("{} of {}", counted(*events as u64, "event", "events"), counted(*mails as u64, "mail", "mails"));
+    let counts = format!("{} of {}", plural(*events as u64, "event", "events"), plural(*mails as u64, "mail", "mails"));
     say!("  {counts}, {} to {} UTC", second(*first_seen_at), second(*last_seen_at));
     let place = [
         group.sender_domain.as_ref().map(|domain| format!("from {domain}")),

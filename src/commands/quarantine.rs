@@ -22,7 +22,7 @@ use crate::{
         Postgres,
         stuck::{self, Body, Page, QuarantineGroup, QuarantinedBodies, QuarantinedBody, Removal, Which, Work},
     },
-    readable::{counted, second, visible},
+    readable::{plural, second, visible},
     replay::{self, Reading, Replayed},
 };
 
@@ -47,7 +47,7 @@ enum What {
     Replay(ReplayArgs),
     /// Remove bodies, visibly
     ///
-    /// They are counted in the table ses_ledger_removals, with who removed them. Needs a login that is a member of
+    /// They are plural in the table ses_ledger_removals, with who removed them. Needs a login that is a member of
     /// ses_ledger_owner, or was granted the right to execute ses_ledger_drop_quarantined.
     Drop(DropArgs),
 }
@@ -367,7 +367,7 @@ impl Sum {
             say!("{summary}");
             return;
         }
-        let (all, good) = (counted(bodies, "body", "bodies"), grouped(settled));
+        let (all, good) = (plural(bodies, "body", "bodies"), grouped(settled));
         let line = match args.dry_run {
             true => format!("This binary understands {good} of {all}. Nothing was written."),
             false => format!(
@@ -392,7 +392,7 @@ async fn remove(args: DropArgs) -> anyhow::Result<ExitCode> {
     let which = args.which.which();
     let (uuids, screen) = (chosen(&postgres, &which, args.understood).await?, Screen::new(args.json));
     let why = reason(&which, args.understood);
-    let what = format!("{} in quarantine ({why})", counted(uuids.len() as u64, "body", "bodies"));
+    let what = format!("{} in quarantine ({why})", plural(uuids.len() as u64, "body", "bodies"));
     if args.removal.dry_run || uuids.is_empty() {
         return print(args.json, &json!({ "would_remove": uuids.len(), "removed": 0 }), || {
             say!("{}", wrapped("", &one_line(&format!("{what} would be removed."), 400)));
@@ -418,7 +418,7 @@ async fn remove(args: DropArgs) -> anyhow::Result<ExitCode> {
     }
     print(args.json, &json!({ "removal": run.to_string(), "removed": removed }), || {
         screen.redraw(
-            &format!("Removed {}; ses_ledger_removals tells so under", counted(removed, "body", "bodies")),
+            &format!("Removed {}; ses_ledger_removals tells so under", plural(removed, "body", "bodies")),
             true,
         );
         say!("{run}.");
@@ -466,7 +466,7 @@ fn show_groups(screen: &Screen, groups: &[QuarantineGroup], removals: &[Removal]
         [] => say!("No body is in quarantine."),
         _ => say!(
             "{} in quarantine, seen {}; {} of them understood since.",
-            counted(sum(|g| g.bodies) as u64, "body is", "bodies are"),
+            plural(sum(|g| g.bodies) as u64, "body is", "bodies are"),
             times(sum(|g| g.times_seen)),
             grouped(sum(|g| g.settled) as u64)
         ),
@@ -474,12 +474,12 @@ fn show_groups(screen: &Screen, groups: &[QuarantineGroup], removals: &[Removal]
     for group in groups {
         let QuarantineGroup { bodies, times_seen, first_seen_at, last_seen_at, replayed, settled, .. } = group;
         say!("\n{}", screen.bold(&one_line(&group.fingerprint, 200)));
-        let seen = format!("{}, seen {}", counted(*bodies as u64, "body", "bodies"), times(*times_seen));
+        let seen = format!("{}, seen {}", plural(*bodies as u64, "body", "bodies"), times(*times_seen));
         let replays = match replayed {
             0 => String::new(),
             n => format!("; {} replayed, {} understood since", grouped(*n as u64), grouped(*settled as u64)),
         };
-        say!("{}", wrapped("  ", &format!("{}: {}", group.stage, meaning(&group.stage, &group.reason))));
+        say!("{}", wrapped("  ", stuck::meaning(&group.stage, &group.reason)));
         say!("  {seen}{replays}");
         say!("  {} to {} UTC", second(*first_seen_at), second(*last_seen_at));
     }
@@ -525,7 +525,7 @@ fn show_body(about: &QuarantinedBody, reading: &Reading, excerpt: &Excerpt) {
     say!("{}", about.uuid);
     let facts = [
         ("reason", format!("{reason} at {at}")),
-        ("", format!("{stage}: {}", meaning(stage, reason))),
+        ("", stuck::meaning(stage, reason).to_owned()),
         (
             "seen",
             format!(
@@ -594,32 +594,5 @@ fn times(count: i64) -> String {
     match count {
         1 => "once".to_owned(),
         n => format!("{} times", grouped(n.unsigned_abs())),
-    }
-}
-
-/// A reason in words.
-fn meaning(stage: &str, reason: &str) -> &'static str {
-    if stage == "store" {
-        return "the database refused the row";
-    }
-    match reason {
-        "empty" => "nothing but white space",
-        "empty_batch" => "a batch without elements",
-        "empty_envelope" => "an envelope without content",
-        "not_utf8" => "bytes that are no text (UTF-8)",
-        "not_json" => "does not start like JSON",
-        "invalid_json" => "starts like JSON and breaks its rules",
-        "truncated_json" => "JSON that ends too early",
-        "lone_surrogate" => "half of a surrogate pair, which no text can hold",
-        "number_out_of_range" => "a number that no double can hold",
-        "nested_too_deep" => "JSON nested in more than 127 levels",
-        "wrapped_too_deep" => "more than eight envelopes around each other",
-        "too_many_leaves" => "more events or recipients than a message of SES can have",
-        "not_an_object" => "JSON, but a bare value and not an object",
-        "payload_in_s3" => "only a pointer: the body itself lies in S3",
-        "no_type" => "neither eventType nor notificationType",
-        "no_mail" => "a kind of event, but no mail object",
-        "no_message_id" => "a mail without a usable messageId",
-        _ => "not understood",
     }
 }

@@ -7,8 +7,8 @@ use std::{
 };
 
 use anyhow::Context as _;
-use time::OffsetDateTime;
 use axum::Router;
+use time::OffsetDateTime;
 use tokio::{
     signal::unix::{SignalKind, signal},
     task::JoinSet,

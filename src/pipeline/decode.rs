@@ -99,12 +99,12 @@ pub fn decode(body: &[u8], received_at: OffsetDateTime, settings: &DecodeSetting
     envelope::unwrap(body, received_at, settings)
 }
 
-/// Declares a fieldless enum whose variants have a stable name.
+/// Declares a fieldless enum whose variants have a stable name, and a meaning: their doc comment.
 macro_rules! named {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
+    ($(#[$doc:meta])* $name:ident { $(#[doc = $meaning:literal] $variant:ident = $text:literal,)+ }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
+        pub enum $name { $(#[doc = $meaning] $variant,)+ }
 
         impl $name {
             /// All of them.
@@ -113,6 +113,11 @@ macro_rules! named {
             /// The stable name: a metric label and a stored code.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text,)+ }
+            }
+
+            /// What it means, in one sentence.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => $meaning,)+ }.trim()
             }
         }
     };

@@ -9,10 +9,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::Postgres;
-use crate::{
-    pulse::{Beat, Counts, Identities, Minute, QueueMinute},
-    readable::{json_text, json_time, json_time_if_any},
-};
+use crate::pulse::{Beat, Counts, Identities, Minute, QueueMinute};
 
 /// One round trip for all that a worker says of itself.
 const BEAT: &str = include_str!("beat.sql");
@@ -23,7 +20,6 @@ const KEEP: &str = "2 days";
 /// A worker process, as it was when it was last seen.
 #[derive(Clone, Debug, Serialize)]
 pub struct WorkerSeen {
-    #[serde(serialize_with = "json_text")]
     pub id: Uuid,
     /// Its host, or the name of the Lambda function.
     pub name: String,
@@ -32,13 +28,13 @@ pub struct WorkerSeen {
     pub runtime: String,
     /// ARNs of the queues that it receives from.
     pub queues: Vec<String>,
-    #[serde(serialize_with = "json_time")]
+    #[serde(with = "time::serde::rfc3339")]
     pub started_at: OffsetDateTime,
     /// Its last beat, by the clock of the database.
-    #[serde(serialize_with = "json_time")]
+    #[serde(with = "time::serde::rfc3339")]
     pub seen_at: OffsetDateTime,
     /// When it said goodbye: never, if it was killed.
-    #[serde(serialize_with = "json_time_if_any")]
+    #[serde(with = "time::serde::rfc3339::option")]
     pub stopped_at: Option<OffsetDateTime>,
     /// It did not stop, and was seen lately.
     pub alive: bool,
@@ -57,12 +53,12 @@ pub struct WorkerSeen {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LastEvent {
     pub event_type: String,
-    #[serde(serialize_with = "json_time_if_any")]
+    #[serde(with = "time::serde::rfc3339::option")]
     pub occurred_at: Option<OffsetDateTime>,
-    #[serde(serialize_with = "json_time_if_any")]
+    #[serde(with = "time::serde::rfc3339::option")]
     pub stored_at: Option<OffsetDateTime>,
     /// Older ones are not known.
-    #[serde(serialize_with = "json_time")]
+    #[serde(with = "time::serde::rfc3339")]
     pub since: OffsetDateTime,
 }
 
@@ -70,7 +66,7 @@ pub struct LastEvent {
 #[derive(Clone, Debug, Serialize)]
 pub struct DatabaseHealth {
     /// Its clock.
-    #[serde(serialize_with = "json_time")]
+    #[serde(with = "time::serde::rfc3339")]
     pub now: OffsetDateTime,
     /// Like `15.18`.
     pub version: String,
@@ -248,7 +244,6 @@ async fn tables(postgres: &Postgres) -> Result<Vec<TableSize>, sqlx::Error> {
 fn minutes_of(beat: &Beat) -> serde_json::Result<String> {
     #[derive(Serialize)]
     struct Row<'a> {
-        #[serde(serialize_with = "json_text")]
         worker: Uuid,
         #[serde(flatten)]
         minute: &'a Minute,

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::Postgres;
 pub use super::answers::orphans_left;
-use crate::readable::{hyphenated, rfc3339};
+use crate::pipeline::decode::RejectReason;
 
 /// A page of a list that is ordered newest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +44,6 @@ pub enum Why {
 pub struct OrphanedMail {
     pub aws_message_id: String,
     /// Its newest orphan: the key for the next page.
-    #[serde(serialize_with = "hyphenated")]
     pub newest: Uuid,
     pub why: Why,
     /// As the newest orphan tells.
@@ -54,9 +53,9 @@ pub struct OrphanedMail {
     pub events: i64,
     /// Events of each kind.
     pub kinds: BTreeMap<String, i64>,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(with = "time::serde::rfc3339")]
     pub first_seen_at: OffsetDateTime,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(with = "time::serde::rfc3339")]
     pub last_seen_at: OffsetDateTime,
 }
 
@@ -65,7 +64,6 @@ pub struct OrphanedMail {
 pub struct OrphanedMails {
     pub mails: Vec<OrphanedMail>,
     /// Where the next page begins; `None`: there is none.
-    #[serde(serialize_with = "hyphenated")]
     pub next: Option<Uuid>,
 }
 
@@ -80,9 +78,9 @@ pub struct OrphanGroup {
     pub events: i64,
     /// Events of each kind.
     pub kinds: BTreeMap<String, i64>,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(with = "time::serde::rfc3339")]
     pub first_seen_at: OffsetDateTime,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(with = "time::serde::rfc3339")]
     pub last_seen_at: OffsetDateTime,
     /// One of its mails.
     pub example: String,
@@ -95,7 +93,7 @@ pub struct OrphanGroups {
     /// Orphans in all.
     pub events: i64,
     /// When the oldest was parked.
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(with = "time::serde::rfc3339::option")]
     pub oldest_at: Option<OffsetDateTime>,
     /// Mails that were looked at for the groups: the newest ones.
     pub looked_at: i64,
@@ -106,14 +104,12 @@ pub struct OrphanGroups {
 /// One orphaned event, for who asks about its mail.
 #[derive(Clone, Serialize)]
 pub struct Orphan {
-    #[serde(serialize_with = "hyphenated")]
     pub uuid: Uuid,
     pub aws_message_id: String,
     /// The log's own id, if the mail carried one in its tag.
-    #[serde(serialize_with = "hyphenated")]
     pub log_uuid: Option<Uuid>,
     pub event_type: String,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(with = "time::serde::rfc3339")]
     pub occurred_at: OffsetDateTime,
     /// Empty where SES does not say who.
     pub recipient: String,
@@ -122,9 +118,9 @@ pub struct Orphan {
     pub diagnostic: Option<String>,
     pub queue: String,
     pub sqs_message_id: String,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(with = "time::serde::rfc3339")]
     pub received_at: OffsetDateTime,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(with = "time::serde::rfc3339")]
     pub stored_at: OffsetDateTime,
     /// What the event tells about its mail, if its payload was kept.
     pub source: Option<String>,
@@ -135,9 +131,8 @@ pub struct Orphan {
 /// A log row without an id of SES that could be an orphan's mail: same recipient, same hour.
 #[derive(Clone, Serialize)]
 pub struct Candidate {
-    #[serde(serialize_with = "hyphenated")]
     pub log_uuid: Uuid,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
     pub subject: Option<String>,
 }
@@ -149,7 +144,6 @@ pub struct OrphanedMailInFull {
     /// In the order in which they happened; the first thousand.
     pub orphans: Vec<Orphan>,
     /// The log row that there is by now.
-    #[serde(serialize_with = "hyphenated")]
     pub log_uuid: Option<Uuid>,
     /// Log rows that it could be, at most five.
     pub candidates: Vec<Candidate>,
@@ -166,23 +160,21 @@ pub struct QuarantineGroup {
     pub bodies: i64,
     /// How often they arrived, all together.
     pub times_seen: i64,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(with = "time::serde::rfc3339")]
     pub first_seen_at: OffsetDateTime,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(with = "time::serde::rfc3339")]
     pub last_seen_at: OffsetDateTime,
     /// Bodies that were replayed at least once.
     pub replayed: i64,
     /// Bodies of which the last replay understood and stored everything.
     pub settled: i64,
     /// The newest of its bodies.
-    #[serde(serialize_with = "hyphenated")]
     pub example: Uuid,
 }
 
 /// A body in quarantine, without its bytes.
 #[derive(Clone, Debug, Serialize)]
 pub struct QuarantinedBody {
-    #[serde(serialize_with = "hyphenated")]
     pub uuid: Uuid,
     pub stage: String,
     pub reason: String,
@@ -195,12 +187,12 @@ pub struct QuarantinedBody {
     pub sqs_message_id: String,
     pub receive_count: i32,
     pub times_seen: i32,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(with = "time::serde::rfc3339")]
     pub first_seen_at: OffsetDateTime,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(with = "time::serde::rfc3339")]
     pub last_seen_at: OffsetDateTime,
     pub replay_count: i32,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(with = "time::serde::rfc3339::option")]
     pub last_replayed_at: Option<OffsetDateTime>,
     pub last_replay_outcome: Option<String>,
 }
@@ -210,7 +202,6 @@ pub struct QuarantinedBody {
 pub struct QuarantinedBodies {
     pub bodies: Vec<QuarantinedBody>,
     /// Where the next page begins; `None`: there is none.
-    #[serde(serialize_with = "hyphenated")]
     pub next: Option<Uuid>,
 }
 
@@ -250,12 +241,12 @@ pub struct Removal {
     pub what: String,
     pub reason: String,
     pub removed: i64,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(with = "time::serde::rfc3339::option")]
     pub oldest_at: Option<OffsetDateTime>,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(with = "time::serde::rfc3339::option")]
     pub newest_at: Option<OffsetDateTime>,
     pub removed_by: String,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(with = "time::serde::rfc3339")]
     pub ended_at: OffsetDateTime,
 }
 
@@ -726,5 +717,14 @@ impl fmt::Debug for Candidate {
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Body").field("about", &self.about).finish_non_exhaustive()
+    }
+}
+
+/// Why a body is in quarantine, in one sentence. Of a newer binary's reasons nothing is known.
+pub fn meaning(stage: &str, reason: &str) -> &'static str {
+    match RejectReason::ALL.iter().find(|known| known.as_str() == reason) {
+        _ if stage == "store" => "The database refused the row.",
+        Some(known) => known.meaning(),
+        None => "Not understood.",
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use axum::extract::State;
 use maud::{Markup, html};
 use time::OffsetDateTime;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OnceCell};
 
 use super::{
     Answer, Site, chart, in_time,
@@ -35,12 +35,13 @@ const WORKERS: usize = 50;
 /// The queues, as they were when they were last asked.
 pub(super) struct Queues {
     settings: Vec<SqsSettings>,
+    queues: OnceCell<status::Queues>,
     last: Mutex<Option<(Instant, Vec<QueueState>)>>,
 }
 
 impl Queues {
     pub(super) fn new(settings: Vec<SqsSettings>) -> Self {
-        Self { settings, last: Mutex::new(None) }
+        Self { settings, queues: OnceCell::new(), last: Mutex::new(None) }
     }
 
     /// Those who come while they are asked wait for the same answer.
@@ -49,7 +50,8 @@ impl Queues {
         if let Some((_, states)) = last.as_ref().filter(|(asked, _)| asked.elapsed() < ASK_QUEUES) {
             return states.clone();
         }
-        let states = status::ask(&self.settings).await;
+        let queues = self.queues.get_or_init(|| status::Queues::new(self.settings.clone())).await;
+        let states = queues.ask().await;
         *last = Some((Instant::now(), states.clone()));
         states
     }

@@ -14,7 +14,6 @@ use super::{
     text::{Eyes, line},
 };
 use crate::{
-    commands::quarantine::meaning,
     pipeline::decode::{DecodeSettings, Excerpt, excerpt},
     postgres::stuck::{self, Body, OrphanGroup, OrphanedMailInFull, QuarantineGroup, QuarantinedBody, Which, Why},
     readable::grouped,
@@ -110,7 +109,7 @@ fn quarantine_groups(groups: &[QuarantineGroup]) -> Markup {
                 @for group in groups {
                     tr {
                         td.name data-is="Reason" { a href=(link("/stuck/quarantine", [("fingerprint", group.fingerprint.as_str())])) { code { (line(&group.reason)) } } }
-                        td.who data-is="Way" { span { (meaning(&group.stage, &group.reason)) br; code.small { (line(group.fingerprint.strip_prefix(&format!("{}:", group.reason)).unwrap_or(&group.fingerprint))) } } }
+                        td.who data-is="Way" { span { (stuck::meaning(&group.stage, &group.reason)) br; code.small { (line(group.fingerprint.strip_prefix(&format!("{}:", group.reason)).unwrap_or(&group.fingerprint))) } } }
                         td.number data-is="Bodies" { span { (count(group.bodies)) } }
                         td.number data-is="Times seen" { span { (count(group.times_seen)) } }
                         td.number data-is="Replayed" { span { (count(group.replayed)) } }
@@ -288,7 +287,7 @@ fn one_body(Body { about, bytes }: &Body, eyes: Eyes) -> Markup {
         p { a href="/stuck" { "Stuck" } " · "
             a href=(link("/stuck/quarantine", [("fingerprint", about.fingerprint.as_str())])) { "all that failed in the same way" } }
         dl {
-            dt { "Reason" } dd { code { (line(&about.reason)) } " " span.faint { (meaning(&about.stage, &about.reason)) } }
+            dt { "Reason" } dd { code { (line(&about.reason)) } " " span.faint { (stuck::meaning(&about.stage, &about.reason)) } }
             dt { "Where it failed" } dd { code { (line(&about.at)) } }
             dt { "This version" } dd { (line(&reading.to_string())) }
             dt { "Length" } dd { (count(about.bytes)) " bytes" }

@@ -13,7 +13,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::{MOST_PER_REQUEST, Sqs, is_denied};
-use crate::{pipeline::QueueError, readable::rfc3339};
+use crate::pipeline::QueueError;
 
 /// Where a queue sends what was received too often.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub struct RedrivePolicy {
 pub struct Letter {
     pub message_id: String,
     /// When it was sent to the queue that gave it up.
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(with = "time::serde::rfc3339::option")]
     pub sent_at: Option<OffsetDateTime>,
     /// How often it was received, this time included.
     pub receive_count: u32,
@@ -49,7 +49,7 @@ pub struct Move {
     pub moved: u64,
     /// Approximate, when it began.
     pub to_move: u64,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(with = "time::serde::rfc3339::option")]
     pub started_at: Option<OffsetDateTime>,
     /// Messages in a second, if that was limited.
     pub rate: Option<u32>,

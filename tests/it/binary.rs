@@ -5,9 +5,9 @@ mod configuration;
 mod database_away;
 mod dead_letters;
 mod decoding;
+mod doctor;
 mod explaining;
 mod finding;
-mod doctor;
 mod help;
 mod history;
 mod killed;
@@ -25,8 +25,8 @@ mod shadow;
 mod smoke;
 mod starting;
 mod status;
-mod traces;
 mod stuck;
+mod traces;
 
 use std::{
     env,
@@ -107,7 +107,7 @@ pub(crate) struct Running {
 /// What a probe answers.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Answer {
-    status: u16,
+    pub(crate) status: u16,
     pub(crate) body: String,
 }
 
@@ -127,7 +127,7 @@ impl Running {
         Self::watch(command)
     }
 
-    fn watch(mut command: Command) -> Self {
+    pub(crate) fn watch(mut command: Command) -> Self {
         let mut child = command.spawn().expect("the binary was built for this test");
         let log = Arc::new(Mutex::new(String::new()));
         let mut lines = BufReader::new(child.stderr.take().expect("it is piped")).lines();
@@ -149,7 +149,7 @@ impl Running {
     }
 
     /// Waits until the log holds this.
-    async fn says(&self, text: &str) {
+    pub(crate) async fn says(&self, text: &str) {
         let deadline = Instant::now() + PATIENCE;
         while !self.log().contains(text) {
             let said = self.log();
@@ -160,21 +160,43 @@ impl Running {
 
     /// Where it serves its probes.
     pub(crate) async fn address(&self) -> String {
-        self.says("probes and metrics at http://").await;
+        self.address_after("probes and metrics at http://").await
+    }
+
+    /// The address that its log names after these words.
+    pub(crate) async fn address_after(&self, words: &str) -> String {
+        self.says(words).await;
         let log = self.log();
-        let address = log.split("probes and metrics at http://").nth(1).and_then(|rest| rest.split('/').next());
+        let address = log.split(words).nth(1).and_then(|rest| rest.split('/').next());
         address.expect("the log names it").to_owned()
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
-        let mut stream = TcpStream::connect(self.address().await).await.expect("the probes are served");
-        let request = format!("GET {path} HTTP/1.1\r\nHost: probe\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.expect("the probes take requests");
+        self.get_at(&self.address().await, path, "probe").await
+    }
+
+    pub(crate) async fn get_at(&self, address: &str, path: &str, host: &str) -> Answer {
+        let mut stream = TcpStream::connect(address).await.expect("it is served");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("it takes requests");
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.expect("the probes answer with text");
+        stream.read_to_string(&mut answer).await.expect("it answers with text");
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
         let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status line");
         Answer { status, body: body.to_owned() }
+    }
+
+    /// Waits until a page has all of these words.
+    pub(crate) async fn shows(&self, address: &str, path: &str, words: &[&str]) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = self.get_at(address, path, "localhost").await;
+            if words.iter().all(|word| answer.body.contains(word)) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{path} never showed {words:?}, but {}:\n{}", answer.body, self.log());
+            sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// Waits until a probe answers like this.
@@ -193,7 +215,7 @@ impl Running {
     }
 
     /// Sends a signal by its name.
-    async fn signal(&self, name: &str) {
+    pub(crate) async fn signal(&self, name: &str) {
         let process = self.child.id().expect("it runs").to_string();
         // The shell's own: a bare Debian has no program of that name.
         let kill = ["-c", r#"kill -s "$0" "$1""#, name, &process];
@@ -202,7 +224,7 @@ impl Running {
     }
 
     /// Waits for the end: its exit code, and all that it logged.
-    async fn ended(mut self) -> (Option<i32>, String) {
+    pub(crate) async fn ended(mut self) -> (Option<i32>, String) {
         let Ok(status) = timeout(PATIENCE, self.child.wait()).await else { panic!("it does not end:\n{}", self.log()) };
         (&mut self.reading).await.expect("reading the log does not panic");
         (status.expect("it is our child").code(), self.log())

@@ -32,6 +32,7 @@ mod schema;
 mod search;
 mod signature;
 mod simulate;
+mod site;
 mod status;
 mod store;
 mod templates;
