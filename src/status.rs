@@ -43,7 +43,9 @@ pub enum Asked<T> {
 pub struct Status {
     /// None if nobody said which queues to ask.
     pub queues: Vec<QueueState>,
+    /// Over the last full minute; if nobody ran then, over what has passed of the present one.
     pub last_minute: Rate,
+    /// The present minute included.
     pub last_hour: Rate,
     pub last_events: Vec<LastEvent>,
     /// Those of the last two days: alive, stopped, or gone without a word.
@@ -70,7 +72,7 @@ pub struct QueueState {
     pub dead_letters: Asked<u64>,
     /// Of the messages received in the last minute, how old the oldest was.
     pub oldest_age_seconds: Asked<f64>,
-    /// Over the last full minute.
+    /// As in [`Status::last_minute`].
     pub deleted_per_second: f64,
     /// How long the backlog takes at this rate, if no more came in.
     pub drain_seconds: Asked<f64>,
@@ -121,14 +123,15 @@ pub async fn status(postgres: &Postgres, queues: Vec<QueueState>) -> anyhow::Res
     let (database, schema) = (pulse::health(postgres).await?, schema::verify_for_reading(postgres).await?);
     let workers = pulse::workers(postgres, ALIVE).await?;
     let minutes = pulse::minutes(postgres, database.now - Duration::from_secs(3_720)).await?;
-    let (last_minute, last_hour) = (Rate::of_minute(&minutes, database.now), Rate::of_hour(&minutes, database.now));
+    let recent = Recent::of(&minutes, &workers, database.now);
+    let (last_minute, last_hour) = (recent.rate(), Rate::of_hour(&minutes, database.now));
     let identities = workers
         .iter()
         .filter(|worker| database.now - worker.seen_at < HOUR)
         .fold(Identities::default(), |sum, worker| sum.plus(worker.identities));
     let cost = Cost::of(&last_hour.counts);
     Ok(Status {
-        queues: queues.into_iter().map(|queue| queue.with(&minutes, database.now)).collect(),
+        queues: queues.into_iter().map(|queue| queue.with(&recent)).collect(),
         last_minute,
         last_hour,
         last_events: pulse::last_events(postgres).await?,
@@ -164,6 +167,11 @@ impl Queues {
     pub async fn ask(&self) -> Vec<QueueState> {
         join_all(self.0.iter().map(Watched::ask)).await
     }
+}
+
+/// Asks each queue once.
+pub async fn ask(queues: &[SqsSettings]) -> Vec<QueueState> {
+    Queues::new(queues.to_vec()).await.ask().await
 }
 
 impl Status {
@@ -244,8 +252,7 @@ impl Status {
         }
         if health.months_ahead < MONTHS_AHEAD {
             needs.push(format!(
-                "partitions are ready for {} only; a worker makes them every hour, by hand it is: SELECT \
-                 email_events_ensure_ahead(3)",
+                "partitions are ready for {} only, though a worker makes them every hour: ses-ledger migrate verify",
                 plural(health.months_ahead.unsigned_abs(), "month", "months")
             ));
         }
@@ -289,14 +296,14 @@ impl QueueState {
     }
 
     /// Adds what the heartbeats know of it.
-    fn with(mut self, minutes: &[Minute], now: OffsetDateTime) -> Self {
-        let of_queue = |minute: &Minute| minute.queues.get(&self.name).copied();
-        let recent = minutes.iter().filter(|minute| now - minute.minute < Duration::from_secs(125));
-        if let Some(age) = recent.filter_map(|minute| of_queue(minute)?.oldest_age_ms).next_back() {
+    fn with(mut self, recent: &Recent<'_>) -> Self {
+        let of_queue = |minute: &&Minute| minute.queues.get(&self.name).copied();
+        let age = recent.passing.or(recent.minute).and_then(|minute| of_queue(&minute)?.oldest_age_ms);
+        if let Some(age) = age.or_else(|| of_queue(&recent.minute?)?.oldest_age_ms) {
             self.oldest_age_seconds = Asked::Known(age as f64 / 1000.0);
         }
-        let deleted: i64 = last_full(minutes, now).filter_map(of_queue).map(|minute| minute.deleted).sum();
-        self.deleted_per_second = deleted as f64 / 60.0;
+        let deleted = recent.minute.as_ref().and_then(of_queue).map_or(0, |minute| minute.deleted);
+        self.deleted_per_second = deleted as f64 / f64::from(recent.seconds);
         if let Asked::Known(visible) = self.visible {
             self.drain_seconds = match (visible, deleted) {
                 (0, _) => Asked::Known(0.0),
@@ -308,12 +315,44 @@ impl QueueState {
     }
 }
 
-impl Rate {
-    /// Over the last full minute.
-    fn of_minute(minutes: &[Minute], now: OffsetDateTime) -> Self {
-        Self::of(last_full(minutes, now), 60)
+/// What was done lately.
+struct Recent<'a> {
+    /// The last full minute; or, if nobody ran then, the one that passes.
+    minute: Option<&'a Minute>,
+    /// How much of that is told.
+    seconds: u32,
+    /// The minute that passes.
+    passing: Option<&'a Minute>,
+}
+
+impl<'a> Recent<'a> {
+    fn of(minutes: &'a [Minute], workers: &[WorkerSeen], now: OffsetDateTime) -> Self {
+        // The last beat of a minute comes a moment after it.
+        let settled = now - Duration::from_secs(5);
+        let full = minutes.iter().find(|minute| (MINUTE..MINUTE * 2).contains(&(settled - minute.minute)));
+        let passing = minutes.iter().rfind(|minute| settled - minute.minute < MINUTE);
+        let (minute, seconds) = match (full, passing) {
+            (Some(full), _) => (Some(full), 60),
+            (None, Some(passing)) => (Some(passing), told(passing, workers)),
+            (None, None) => (None, 60),
+        };
+        Self { minute, seconds, passing }
     }
 
+    fn rate(&self) -> Rate {
+        Rate::of(self.minute.into_iter(), self.seconds)
+    }
+}
+
+/// How many seconds of a minute the beats tell of, if somebody started in it.
+fn told(minute: &Minute, workers: &[WorkerSeen]) -> u32 {
+    let beaten = || workers.iter().filter(|worker| worker.seen_at > minute.minute);
+    let start = beaten().map(|worker| worker.started_at).min().unwrap_or(minute.minute).max(minute.minute);
+    let end = beaten().map(|worker| worker.seen_at).max().unwrap_or(start);
+    (end - start).whole_seconds().clamp(1, 60) as u32
+}
+
+impl Rate {
     /// Over the last hour, the present minute included.
     fn of_hour(minutes: &[Minute], now: OffsetDateTime) -> Self {
         Self::of(minutes.iter().filter(|minute| now - minute.minute < HOUR), 3_600)
@@ -443,12 +482,6 @@ async fn attributes(queue: &Sqs) -> Result<Attributes, String> {
     }
 }
 
-/// The last minute that is over. Its last beat comes a moment after it.
-fn last_full(minutes: &[Minute], now: OffsetDateTime) -> impl Iterator<Item = &Minute> {
-    let now = now - Duration::from_secs(5);
-    minutes.iter().filter(move |minute| (MINUTE..MINUTE * 2).contains(&(now - minute.minute)))
-}
-
 /// As if the lags lay evenly within each bucket; of what is older than all ends, the last end.
 fn quantile(lags: &[i64], share: f64) -> Option<f64> {
     let total: i64 = lags.iter().sum();
@@ -508,25 +541,37 @@ mod tests {
         let start = OffsetDateTime::from_unix_timestamp(1_750_000_020 / 60 * 60).expect("it is a time");
         let at = |seconds| start + Duration::from_secs(seconds);
         let minutes = [minute(at(0), 60, 1), minute(at(60), 600, 2), minute(at(120), 6_000, 3)];
-        let rate = Rate::of_minute(&minutes, at(150));
+        let rate = Recent::of(&minutes, &[], at(150)).rate();
         assert_eq!((rate.messages_per_second, rate.events_per_second), (10.0, 20.0), "the present one is not over");
-        assert_eq!(Rate::of_minute(&minutes, at(182)), rate, "the last beat of the last one may be on its way");
-        assert_eq!(Rate::of_minute(&minutes, at(186)).messages_per_second, 100.0);
+        assert_eq!(Recent::of(&minutes, &[], at(182)).rate(), rate, "the last beat of the last one may be on its way");
+        assert_eq!(Recent::of(&minutes, &[], at(186)).rate().messages_per_second, 100.0);
         assert_eq!(Rate::of_hour(&minutes, at(150)).counts.stored, 6_660, "it is");
         assert_eq!(Rate::of_hour(&minutes, at(3_660)).counts.stored, 6_000);
+    }
+
+    #[test]
+    fn a_worker_that_has_just_started_has_a_rate() {
+        let start = OffsetDateTime::from_unix_timestamp(1_750_000_020 / 60 * 60).expect("it is a time");
+        let minutes = [minute(start, 300, 7)];
+        let rate = Recent::of(&minutes, &[], start + Duration::from_secs(30)).rate();
+        assert_eq!((rate.seconds, rate.messages_per_second), (1, 300.0), "nobody says since when");
+        let rate = Recent::of(&minutes, &[], start + Duration::from_secs(70)).rate();
+        assert_eq!((rate.seconds, rate.messages_per_second), (60, 5.0));
     }
 
     #[test]
     fn a_backlog_drains_at_the_rate_of_the_last_minute() {
         let start = OffsetDateTime::from_unix_timestamp(1_750_000_020 / 60 * 60).expect("it is a time");
         let queue = |visible| QueueState { visible: Asked::Known(visible), ..QueueState::unknown("q", "") };
-        let drained =
-            |visible, deleted| queue(visible).with(&[minute(start, deleted, 1_500)], start + Duration::from_secs(70));
+        let drained = |visible, deleted| {
+            let minutes = [minute(start, deleted, 1_500)];
+            queue(visible).with(&Recent::of(&minutes, &[], start + Duration::from_secs(70)))
+        };
         assert_eq!(drained(6_000, 600).drain_seconds, Asked::Known(600.0));
         assert_eq!(drained(6_000, 600).oldest_age_seconds, Asked::Known(1.5));
         assert_eq!(drained(0, 0).drain_seconds, Asked::Known(0.0));
         assert_eq!(drained(5, 0).drain_seconds.known(), None, "never, at this rate");
-        let unknown = QueueState::unknown("q", "denied").with(&[], start);
+        let unknown = QueueState::unknown("q", "denied").with(&Recent::of(&[], &[], start));
         assert_eq!((unknown.drain_seconds, unknown.visible), (Asked::unknown("denied"), Asked::unknown("denied")));
     }
 

@@ -71,17 +71,21 @@ pub async fn forever(postgres: Postgres, settings: UpkeepSettings, metrics: Arc<
 pub async fn beat_until(postgres: Postgres, mut pulse: Pulse, metrics: Arc<Metrics>, done: CancellationToken) {
     let mut silent = false;
     loop {
-        let stopped = done.run_until_cancelled(sleep(until_next_beat(OffsetDateTime::now_utc()))).await.is_none();
-        let outcome = beat(&postgres, &mut pulse, &metrics, stopped).await;
+        let waited = done.run_until_cancelled(sleep(until_next_beat(OffsetDateTime::now_utc()))).await;
+        let outcome = match waited {
+            // Cut short if the worker leaves meanwhile: what it was about to tell goes with the goodbye.
+            Some(()) => done.run_until_cancelled(beat(&postgres, &mut pulse, &metrics, false)).await,
+            None => Some(beat(&postgres, &mut pulse, &metrics, true).await),
+        };
         match outcome {
-            Ok(()) => silent = false,
+            Some(Ok(())) => silent = false,
             // Said once: an outage shows in other places as well.
-            Err(e) if !std::mem::replace(&mut silent, true) => {
+            Some(Err(e)) if !std::mem::replace(&mut silent, true) => {
                 warn!("cannot write the heartbeat, status knows less until it succeeds: {e:#}");
             }
-            Err(_) => {}
+            Some(Err(_)) | None => {}
         }
-        if stopped {
+        if waited.is_none() {
             return;
         }
     }

@@ -1,6 +1,11 @@
 //! `ses-ledger status`: is it keeping up?
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    convert::Infallible,
+    io::{self, Write as _},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::Args;
 use serde_json::json;
@@ -12,7 +17,7 @@ use crate::{
     cli::{DatabaseArgs, EXIT_UNAVAILABLE, QueueArgs, duration},
     event::EventKind,
     postgres::{Postgres, pulse::WorkerSeen},
-    pulse::LAG_ENDS,
+    pulse::{Identities, LAG_ENDS},
     readable::{percent, plural, second, span},
     status::{Asked, DOLLARS_PER_MILLION_REQUESTS, QueueState, Queues, Rate, Status, seconds, status},
 };
@@ -68,13 +73,13 @@ pub async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(EXIT_UNAVAILABLE));
         }
     };
-    show(&first, &screen);
+    show(&first, &screen)?;
     match args.watch {
         None if first.needs_somebody().is_empty() => Ok(ExitCode::SUCCESS),
         None => Ok(ExitCode::FAILURE),
         Some(every) => {
             tokio::select! {
-                () = watch(&postgres, &queues, first, every, &screen) => {}
+                closed = watch(&postgres, &queues, first, every, &screen) => match closed? {},
                 stopped = tokio::signal::ctrl_c() => stopped?,
             }
             Ok(ExitCode::SUCCESS)
@@ -82,11 +87,17 @@ pub async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Looks again and again, without end.
-async fn watch(postgres: &Postgres, queues: &Queues, first: Status, every: Duration, screen: &Screen) {
+/// Looks again and again, until nobody reads what it writes.
+async fn watch(
+    postgres: &Postgres,
+    queues: &Queues,
+    first: Status,
+    every: Duration,
+    screen: &Screen,
+) -> io::Result<Infallible> {
     if screen.terminal && !screen.json {
         screen.clear();
-        show(&first, screen);
+        show(&first, screen)?;
     }
     // What comes in is told over the last looks: one by one they are too near to each other.
     let mut looks = vec![first];
@@ -101,7 +112,7 @@ async fn watch(postgres: &Postgres, queues: &Queues, first: Status, every: Durat
                 if !screen.json {
                     screen.clear();
                 }
-                show(&now, screen);
+                show(&now, screen)?;
                 looks.push(now);
             }
             Err(e) => eprintln!("error: {e:#}; asking again"),
@@ -112,13 +123,13 @@ async fn watch(postgres: &Postgres, queues: &Queues, first: Status, every: Durat
 /// What comes in is told over this time.
 const COMPARE: Duration = Duration::from_secs(60);
 
-fn show(status: &Status, screen: &Screen) {
+fn show(status: &Status, screen: &Screen) -> io::Result<()> {
     let needs = status.needs_somebody();
     if screen.json {
         let mut answer = json!(status);
         answer["needs_somebody"] = json!(needs);
-        println!("{answer}");
-        return;
+        writeln!(io::stdout().lock(), "{answer}")?;
+        return Ok(());
     }
     for part in [
         title(status, screen),
@@ -138,10 +149,11 @@ fn show(status: &Status, screen: &Screen) {
         screen.say(&screen.red("This needs somebody:"));
         needs.iter().for_each(|need| screen.say(&wrapped("  - ", need)));
     }
+    Ok(())
 }
 
 fn title(status: &Status, screen: &Screen) -> String {
-    screen.bold(&format!("Is it keeping up? {} UTC\n", second(status.database.now)))
+    screen.bold(&format!("Is it keeping up? {} UTC", second(status.database.now))) + "\n"
 }
 
 fn about_queues(status: &Status, screen: &Screen) -> String {
@@ -184,9 +196,13 @@ fn in_and_out(queue: &QueueState) -> String {
 
 fn about_rates(status: &Status, screen: &Screen) -> String {
     let (minute, hour) = (&status.last_minute, &status.last_hour);
+    let lately = match minute.seconds {
+        60 => "last full minute".to_owned(),
+        seconds => format!("since {seconds} s"),
+    };
     let line = |title: &str, value: fn(&Rate) -> String| format!("  {title:<22}{:<27}{}", value(minute), value(hour));
     [
-        screen.bold(&format!("{:<24}{:<27}{}", "Workers together", "last full minute", "last hour")),
+        screen.bold(&format!("{:<24}{lately:<27}{}", "Workers together", "last hour")),
         line("messages", |rate| counted(rate.counts.messages(), rate.messages_per_second)),
         line("events", |rate| counted(rate.counts.events(), rate.events_per_second)),
         line("new rows", |rate| grouped(rate.counts.inserted as u64)),
@@ -227,8 +243,7 @@ fn about_workers(status: &Status, screen: &Screen) -> String {
     ))];
     for worker in status.alive() {
         let up = span(seconds((worker.seen_at - worker.started_at).as_seconds_f64()));
-        let (messages, events) =
-            (worker.last_minute.messages() as f64 / 60.0, worker.last_minute.events() as f64 / 60.0);
+        let (messages, events) = rates_of(worker);
         let drift = worker.identities.messages_drift.abs() + worker.identities.events_drift.abs();
         lines.push(format!(
             "  {:<22}{:<10}{up:<12}{messages:>9.1}{events:>9.1}{:>8}{drift:>7}",
@@ -261,6 +276,18 @@ fn about_workers(status: &Status, screen: &Screen) -> String {
         lines.push(wrapped("  gone without a word: ", &names(missing, |worker| worker.seen_at)));
     }
     lines.join("\n") + "\n"
+}
+
+/// Messages and events a second: over the last full minute, or since it has started.
+fn rates_of(worker: &WorkerSeen) -> (f64, f64) {
+    let up = (worker.seen_at - worker.started_at).as_seconds_f64();
+    let Identities { stored, ignored, rejected, inserted, duplicate, orphaned, quarantined, .. } = worker.identities;
+    let (messages, events, seconds) = if up < 120.0 {
+        (stored + ignored + rejected, inserted + duplicate + orphaned + quarantined, up.max(1.0))
+    } else {
+        (worker.last_minute.messages(), worker.last_minute.events(), 60.0)
+    };
+    (messages as f64 / seconds, events as f64 / seconds)
 }
 
 /// Names in one line; an hour of a Lambda function or of a worker that crashes has many.
@@ -428,7 +455,7 @@ fn ago(now: OffsetDateTime, at: OffsetDateTime) -> String {
 fn size(bytes: i64) -> String {
     match bytes {
         ..1_000_000 => format!("{} kB", bytes / 1_000),
-        ..10_000_000_000 => format!("{} MB", bytes / 1_000_000),
+        1_000_000..10_000_000_000 => format!("{} MB", bytes / 1_000_000),
         _ => format!("{} GB", bytes / 1_000_000_000),
     }
 }

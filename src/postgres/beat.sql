@@ -3,7 +3,8 @@ WITH alive AS (
   SELECT r.* FROM jsonb_populate_record(NULL::ses_ledger_workers, $1::jsonb ||
     jsonb_build_object('seen_at', now(), 'stopped_at', CASE WHEN $2 THEN now() END)) AS r
   ON CONFLICT (id) DO UPDATE SET
-    queues = excluded.queues, seen_at = excluded.seen_at, stopped_at = excluded.stopped_at,
+    -- Who has said goodbye stays away, also if an earlier beat comes late.
+    queues = excluded.queues, seen_at = excluded.seen_at, stopped_at = coalesce(excluded.stopped_at, w.stopped_at),
     received = excluded.received, stored = excluded.stored, ignored = excluded.ignored, rejected = excluded.rejected,
     released = excluded.released, in_hand = excluded.in_hand, messages_drift = excluded.messages_drift,
     decoded = excluded.decoded, inserted = excluded.inserted, duplicate = excluded.duplicate, orphaned = excluded.orphaned,
