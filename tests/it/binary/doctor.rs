@@ -468,7 +468,7 @@ async fn what_is_denied_is_unknown() {
     for (call, permission) in [
         ("Action=ListSubscriptionsByTopic", "sns:ListSubscriptionsByTopic"),
         ("/event-destinations", "ses:GetConfigurationSetEventDestinations"),
-        ("GET /v2/email/configuration-sets", "ses:ListConfigurationSets"),
+        ("/list-configuration-sets", "ses:ListConfigurationSets"),
     ] {
         pipeline.deny(&[call]);
         let verdict = examine(&pipeline, worker().await, &[]).await;
