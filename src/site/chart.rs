@@ -9,11 +9,13 @@ pub(super) fn bars(values: &[u64], words: &str) -> Markup {
     // Something that is there can be seen, however small it is.
     let height = |value: u64| if value == 0 { 0.0 } else { (value as f64 * 100.0 / highest as f64).max(3.0) };
     html! {
-        svg.chart viewBox=(format!("0 0 {} 100", values.len().max(1) * 10)) preserveAspectRatio="none" role="img" aria-label=(words) {
+        svg.chart viewBox=(format!("0 0 {} 100", values.len().max(1) * 10)) preserveAspectRatio="none" role="img"
+            aria-label=(words) {
             line x1="0" y1="99.5" x2=(values.len().max(1) * 10) y2="99.5" {}
             @for (n, value) in values.iter().enumerate() {
                 @if *value > 0 {
-                    rect x=(n * 10 + 1) y=(format!("{:.1}", 100.0 - height(*value))) width="8" height=(format!("{:.1}", height(*value))) {}
+                    rect x=(n * 10 + 1) y=(format!("{:.1}", 100.0 - height(*value))) width="8"
+                        height=(format!("{:.1}", height(*value))) {}
                 }
             }
         }

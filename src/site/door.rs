@@ -72,18 +72,21 @@ impl Door {
         name.eq_ignore_ascii_case("localhost") || ip.is_ok_and(|ip| is_here(ip) || ip == self.ip)
     }
 
-    /// `Err` is the answer to who may not come in.
-    fn let_in(&self, request: &Request) -> Result<(), Response> {
+    /// The answer to who may not come in.
+    fn refusal(&self, request: &Request) -> Option<Response> {
         if self.is_closed() {
-            return Err(Page::problem(
-                StatusCode::FORBIDDEN,
-                "The page is closed",
-                html! {
-                    p { "It would be open to everybody who reaches this address. Set " code { "SITE_TOKEN" } ", or "
-                        code { "SITE_USER" } " and " code { "SITE_PASSWORD" } "; or let " code { "HTTP_ADDRESS" } " be on 127.0.0.1." }
-                },
-            )
-            .into_response());
+            return Some(
+                Page::problem(
+                    StatusCode::FORBIDDEN,
+                    "The page is closed",
+                    html! {
+                        p { "It would be open to everybody who reaches this address. Set " code { "SITE_TOKEN" } ", or "
+                            code { "SITE_USER" } " and " code { "SITE_PASSWORD" } "; or let " code { "HTTP_ADDRESS" }
+                                " be on 127.0.0.1." }
+                    },
+                )
+                .into_response(),
+            );
         }
         let hosts = [
             request.headers().get(header::HOST).and_then(|host| host.to_str().ok()),
@@ -91,22 +94,25 @@ impl Door {
         ];
         let mut named = hosts.into_iter().flatten().peekable();
         if is_here(self.ip) && (named.peek().is_none() || !named.all(|host| self.is_ours(host))) {
-            return Err(Page::problem(
-                StatusCode::MISDIRECTED_REQUEST,
-                "Not under this name",
-                html! { p { "Ask for it as http://localhost:PORT/ or http://127.0.0.1:PORT/." } },
-            )
-            .into_response());
+            return Some(
+                Page::problem(
+                    StatusCode::MISDIRECTED_REQUEST,
+                    "Not under this name",
+                    html! { p { "Ask for it as http://localhost:PORT/ or http://127.0.0.1:PORT/." } },
+                )
+                .into_response(),
+            );
         }
         if !self.keys.are_none() && !self.keys.fit(request.headers()) {
-            return Err(self.ask_for_keys());
+            return Some(self.ask_for_keys());
         }
         if ![Method::GET, Method::HEAD].contains(request.method()) {
-            let body = html! { p { "This site only answers questions. What changes anything is a command: " code { "ses-ledger --help" } } };
+            let body = html! { p { "This site only answers questions. What changes anything is a command: "
+            code { "ses-ledger --help" } } };
             let page = Page::problem(StatusCode::METHOD_NOT_ALLOWED, "Only for reading", body);
-            return Err(([(header::ALLOW, "GET, HEAD")], page).into_response());
+            return Some(([(header::ALLOW, "GET, HEAD")], page).into_response());
         }
-        Ok(())
+        None
     }
 
     fn ask_for_keys(&self) -> Response {
@@ -134,9 +140,9 @@ pub(super) fn is_here(ip: IpAddr) -> bool {
 
 /// Lets in who may come in. Every answer, also that to a stranger, tells the browser to trust nothing in it.
 pub(super) async fn guard(State(door): State<Arc<Door>>, request: Request, next: Next) -> Response {
-    let mut answer = match door.let_in(&request) {
-        Ok(()) => next.run(request).await,
-        Err(refused) => refused,
+    let mut answer = match door.refusal(&request) {
+        None => next.run(request).await,
+        Some(refusal) => refusal,
     };
     let always = [
         (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY.as_str()),

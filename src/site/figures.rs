@@ -95,7 +95,8 @@ impl Form {
         html! {
             nav.tabs aria-label="Counted by" {
                 @for (dimension, by, name) in DIMENSIONS {
-                    a href=(self.link(by, &self.from, &self.to)) aria-current=[(dimension == current).then_some("true")] { (name) }
+                    a href=(self.link(by, &self.from, &self.to))
+                        aria-current=[(dimension == current).then_some("true")] { (name) }
                 }
             }
         }
@@ -112,7 +113,8 @@ impl Form {
                 button { "Count" }
             }
             p.small.faint {
-                "Times are written like " code { "2026-11-21" } " or " code { "7d" } " for seven days ago, in UTC. The last "
+                "Times are written like " code { "2026-11-21" } " or " code { "7d" }
+                    " for seven days ago, in UTC. The last "
                 @for (n, (from, name, _)) in PERIODS.into_iter().enumerate() {
                     @if n > 0 { " · " }
                     a href=(self.link(&self.by, from, "")) { (name) }
@@ -126,7 +128,8 @@ impl Form {
         let shorter = PERIODS.into_iter().filter(|(.., days)| Duration::days(*days) * 2 < asked);
         html! {
             div.say.warn {
-                p { "There are more mails in this time than can be counted within " (super::PATIENCE.as_secs()) " seconds; the database was told to stop." }
+                p { "There are more mails in this time than can be counted within " (super::PATIENCE.as_secs())
+                    " seconds; the database was told to stop." }
                 p { "A shorter time: "
                     @for (from, name, _) in shorter { a href=(self.link(&self.by, from, "")) { (name) } " · " }
                     "or one day, with both dates the same."
@@ -139,14 +142,16 @@ impl Form {
 fn table(dimension: Dimension, found: &Figures) -> Markup {
     let (_, _, name) = self::dimension(dimension);
     if found.figures.is_empty() {
-        return html! { div.say { p { "No mails in this time. Rows of " code { "email_logs" } " are what is counted." } } };
+        return html! { div.say { p { "No mails in this time. Rows of " code { "email_logs" }
+        " are what is counted." } } };
     }
     let opens = dimension != Dimension::Domain;
     html! {
         @if found.cut { p.warn { "Only the first " (MOST_FIGURES) " lines." } }
         table.rows {
             thead { tr {
-                th { (name) } th.number { "Written" } th.number { "Sent" } th.number { "Delivered" } th.number { "Bounced" }
+                th { (name) } th.number { "Written" } th.number { "Sent" } th.number { "Delivered" }
+                    th.number { "Bounced" }
                 th.number { "Complained" }
                 @if opens { th.number { "Opened, est." } th.number { "Clicked, est." } }
             } }
@@ -182,9 +187,13 @@ fn row(dimension: Dimension, figure: &Figure, key: Markup, opens: bool) -> Marku
             td data-is=(name) { span { (key) } }
             td.number data-is="Written" { span { (grouped(figure.written)) } }
             td.number data-is="Sent" { span { (grouped(sent)) } }
-            td.number data-is="Delivered" { span { (counted(delivered, sent, |_| "")) @if sent >= FLOOR { (chart::share(delivered, sent)) } } }
+            td.number data-is="Delivered" {
+                span { (counted(delivered, sent, |_| "")) @if sent >= FLOOR { (chart::share(delivered, sent)) } }
+            }
             td.number data-is="Bounced" { span { (counted(figure.bounced, sent, |rate| judged(rate, 0.05, 0.1))) } }
-            td.number data-is="Complained" { span { (counted(figure.complained, delivered, |rate| judged(rate, 0.001, 0.005))) } }
+            td.number data-is="Complained" {
+                span { (counted(figure.complained, delivered, |rate| judged(rate, 0.001, 0.005))) }
+            }
             @if opens {
                 td.number data-is="Opened, est." { span { (counted(figure.opened.unwrap_or(0), delivered, |_| "")) } }
                 td.number data-is="Clicked, est." { span { (counted(figure.clicked.unwrap_or(0), delivered, |_| "")) } }
@@ -226,19 +235,25 @@ fn notes(dimension: Dimension) -> Markup {
         dl.small {
             @match dimension {
                 Dimension::Domain => {
-                    dt { "Each line" } dd { "recipients of mails, each recipient of a mail once, under the domain of the address" }
+                    dt { "Each line" }
+                    dd { "recipients of mails, each recipient of a mail once, under the domain of the address" }
                 }
-                _ => { dt { "Each line" } dd { "mails, each once, however many recipients it has and however often SES reported it" } }
+                _ => { dt { "Each line" }
+                    dd { "mails, each once, however many recipients it has and however often SES reported it" } }
             }
             dt { "Written" } dd { "log rows of your application, by the time of their uuid (version 7), in UTC" }
             dt { "Sent" } dd { "SES took it: an event other than a refusal is known" }
             dt { "Delivered" } dd { "of those sent: a recipient's server took it" }
-            dt { "Bounced" } dd { "of those sent: it came back for good. " span.warn { "5 %" } " and SES looks at the account, " span.bad { "10 %" } " and it may stop its sending" }
-            dt { "Complained" } dd { "of those delivered: a recipient called it spam. " span.warn { "0.1 %" } " and SES looks, " span.bad { "0.5 %" } " and it may stop" }
+            dt { "Bounced" } dd { "of those sent: it came back for good. " span.warn { "5 %" }
+                " and SES looks at the account, " span.bad { "10 %" } " and it may stop its sending" }
+            dt { "Complained" } dd { "of those delivered: a recipient called it spam. " span.warn { "0.1 %" }
+                " and SES looks, " span.bad { "0.5 %" } " and it may stop" }
             @if dimension != Dimension::Domain {
-                dt { "Opened, clicked" } dd { "of those delivered; estimates: mail programs load pictures and links unasked, or never" }
+                dt { "Opened, clicked" }
+                dd { "of those delivered; estimates: mail programs load pictures and links unasked, or never" }
             }
-            dt { "Too few" } dd { "fewer than " (FLOOR) ": no rate is shown, since one mail more or less would make another one of it" }
+            dt { "Too few" }
+            dd { "fewer than " (FLOOR) ": no rate is shown, since one mail more or less would make another one of it" }
         }
     }
 }

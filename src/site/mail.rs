@@ -92,13 +92,15 @@ impl Form {
         html! {
             form.ask method="get" action="/mail" role="search" {
                 div.first {
-                    label.wide { "Address, @domain, id, or words of the subject" input type="search" name="q" value=(typed(&self.q)) maxlength=(LONGEST) autocomplete="off"; }
+                    label.wide { "Address, @domain, id, or words of the subject" input type="search" name="q"
+                        value=(typed(&self.q)) maxlength=(LONGEST) autocomplete="off"; }
                     button { "Find" }
                 }
                 label { "Outcome"
                     select name="status" {
                         option value="" { "any" }
-                        @for status in STATUSES { option value=(status) selected[status == self.status] { (status.replace('_', " ")) } }
+                        @for status in STATUSES { option value=(status)
+                            selected[status == self.status] { (status.replace('_', " ")) } }
                     }
                 }
                 label { "From" input name="from" value=(typed(&self.from)) placeholder="any time" size="10"; }
@@ -131,14 +133,17 @@ impl Form {
             @if found.lines.is_empty() {
                 div.say {
                     @match found.looked_back_to {
-                        Some(at) => p { "None among the mails since " (when(at)) "; older ones were not looked at within " (PATIENCE.as_secs()) " seconds. The next page goes on there." }
+                        Some(at) => p { "None among the mails since " (when(at))
+                            "; older ones were not looked at within " (PATIENCE.as_secs())
+                            " seconds. The next page goes on there." }
                         None => { p { "No mail is found." } (advice(&self.q)) }
                     }
                 }
             } @else {
                 (lines(&found.lines, eyes))
                 @if let Some(at) = found.looked_back_to {
-                    p.warn { "Mails before " (when(at)) " were not looked at within " (PATIENCE.as_secs()) " seconds. The next page goes on there." }
+                    p.warn { "Mails before " (when(at)) " were not looked at within " (PATIENCE.as_secs())
+                        " seconds. The next page goes on there." }
                 }
             }
             (pager(self.after.is_empty(), &self.link(&self.from, ""), next))
@@ -151,7 +156,8 @@ fn advice(q: &str) -> Markup {
     html! {
         @match What::read(q) {
             What::Address(_) => p { "Neither does a log row name this address, nor has SES told of it." }
-            What::Log(_) | What::MessageId(_) => p { "No log row has this id. Perhaps its events wait: " a href=(link("/stuck/orphan", [("id", q.trim())])) { "look among the orphans" } "." }
+            What::Log(_) | What::MessageId(_) => p { "No log row has this id. Perhaps its events wait: "
+                a href=(link("/stuck/orphan", [("id", q.trim())])) { "look among the orphans" } "." }
             What::Words(_) => p { "The words have to be in the subject, all of them." }
             _ => p { "Rows of " code { "email_logs" } " are what is looked for." }
         }
@@ -177,7 +183,8 @@ fn lines(lines: &[Line], eyes: Eyes) -> Markup {
                         td.time data-is="When" { a href={ "/mail/" (found.log_uuid) } { (when(found.at)) } }
                         td.who data-is="Recipient" { span { @if found.recipient.is_empty() { span.faint { "not known" } } @else { (eyes.address(&found.recipient)) } } }
                         td.who data-is="Subject" { span {
-                            @if let Some(subject) = &found.subject { (eyes.private(subject)) } @else { span.faint { "none" } }
+                            @if let Some(subject) = &found.subject { (eyes.private(subject)) }
+                                @else { span.faint { "none" } }
                             @if let Some(template) = &found.template_name { br; span.small.faint { (line(template)) } }
                         } }
                         td data-is="Outcome" { span { (outcome(found)) } }
@@ -232,20 +239,27 @@ pub(super) async fn page(State(site): State<Arc<Site>>, Path(uuid): Path<String>
 fn one_mail(mail: &Mail, explanation: &Explanation, eyes: Eyes) -> Markup {
     let log = &mail.log;
     html! {
-        h1 { @match &log.subject { Some(subject) => (eyes.private(subject)), None => span.faint { "A mail without a subject" } } }
+        h1 {
+            @match &log.subject {
+                Some(subject) => (eyes.private(subject)),
+                None => span.faint { "A mail without a subject" },
+            }
+        }
         p { a href="/mail" { "Mail" } " · " (status(&log.status)) }
         (verdict(explanation, eyes))
         @if mail.lines.len() > 1 { h2 { "Recipients" } (recipients(&mail.lines, eyes)) }
         h2 { "What happened" }
         @if explanation.lines.is_empty() { p { "SES has reported nothing of it." } } @else {
-            @if mail.events_in_all > mail.events.len() as i64 { p.warn { "The first " (mail.events.len()) " of " (grouped(mail.events_in_all.unsigned_abs())) " events." } }
+            @if mail.events_in_all > mail.events.len() as i64 { p.warn { "The first " (mail.events.len()) " of "
+                (grouped(mail.events_in_all.unsigned_abs())) " events." } }
             ol.timeline { @for (told, event) in explanation.lines.iter().zip(&mail.events) {
                     li { (moment(told, event.link.is_some(), mail.lines.len() > 1, eyes)) }
                 } }
         }
         @if !explanation.missing.is_empty() {
             h2 { "What is not there, and why" }
-            ul { @for missing in &explanation.missing { li { strong { (eyes.words(&missing.what)) } ": " (eyes.words(&missing.why)) } } }
+            ul { @for missing in &explanation.missing { li { strong { (eyes.words(&missing.what)) } ": "
+                (eyes.words(&missing.why)) } } }
         }
         h2 { "The mail" }
         (about(mail, eyes))
@@ -260,7 +274,8 @@ fn verdict(explanation: &Explanation, eyes: Eyes) -> Markup {
             p { strong { (eyes.words(&explanation.verdict)) } }
             @for action in &explanation.who_must_act {
                 p { (action.who.words())
-                    @for (n, recipient) in action.recipients.iter().enumerate() { @if n == 0 { ", for " } @else { ", " } (eyes.address(recipient)) }
+                    @for (n, recipient) in action.recipients.iter().enumerate() { @if n == 0 { ", for " }
+                        @else { ", " } (eyes.address(recipient)) }
                     ": " (eyes.words(&action.what)) "." }
             }
         }
@@ -295,8 +310,10 @@ fn moment(told: &Told, is_click: bool, several: bool, eyes: Eyes) -> Markup {
             strong { (eyes.words(&told.what)) }
             @if several && !told.recipient.is_empty() { " " span.faint { "to " (eyes.address(&told.recipient)) } }
             @for more in &told.more { p { (eyes.words(more)) } }
-            @if let Some(quote) = &told.quote { blockquote { @if is_click { (eyes.private(quote)) } @else { (eyes.words(quote)) } } }
-            p.small.faint { "received " (when(*received_at)) ", " (late) " later · event " (event) " · " (queue_name(queue)) ", SQS " (line(sqs_message_id))
+            @if let Some(quote) = &told.quote { blockquote { @if is_click { (eyes.private(quote)) }
+                @else { (eyes.words(quote)) } } }
+            p.small.faint { "received " (when(*received_at)) ", " (late) " later · event " (event) " · "
+                (queue_name(queue)) ", SQS " (line(sqs_message_id))
                 @for (name, id) in ids { @if let Some(id) = id { " · " (name) " " (line(id)) } } }
         }
     }
@@ -318,16 +335,21 @@ fn about(mail: &Mail, eyes: Eyes) -> Markup {
     html! {
         dl {
             dt { "Log row" } dd { (log.uuid) ", written " (when(log.created_at)) }
-            dt { "Id of SES" } dd { @match &log.aws_message_id { Some(id) => (line(id)), None => span.faint { "not known" } } }
+            dt { "Id of SES" }
+            dd { @match &log.aws_message_id { Some(id) => (line(id)), None => span.faint { "not known" } } }
             @if let Some(sender) = &log.sender { dt { "From" } dd { (eyes.address(sender)) } }
-            dt { "To" } dd { @for (n, to) in log.recipients.iter().take(100).enumerate() { @if n > 0 { ", " } (eyes.address(to)) } @if log.recipients.len() > 100 { " and " (log.recipients.len() - 100) " more" } }
+            dt { "To" } dd { @for (n, to) in log.recipients.iter().take(100).enumerate() { @if n > 0 { ", " }
+                (eyes.address(to)) } @if log.recipients.len() > 100 { " and " (log.recipients.len() - 100) " more" } }
             @for (name, value) in lines { @if let Some(value) = value { dt { (name) } dd { (line(value)) } } }
             @if let Some(orphans) = &traces.orphans {
-                dt { "Orphans" } dd { span.warn { (grouped(orphans.events.unsigned_abs())) " events with its id are not attached yet" }
-                    @if let Some(id) = &log.aws_message_id { ": " a href=(link("/stuck/orphan", [("id", id.as_str())])) { "look" } } }
+                dt { "Orphans" }
+                dd { span.warn { (grouped(orphans.events.unsigned_abs())) " events with its id are not attached yet" }
+                    @if let Some(id) = &log.aws_message_id { ": "
+                        a href=(link("/stuck/orphan", [("id", id.as_str())])) { "look" } } }
             }
             @if !traces.quarantined.is_empty() {
-                dt { "Quarantine" } dd { @for body in &traces.quarantined { a href={ "/stuck/body/" (body.uuid) } { (line(&body.reason)) } " seen " (when(body.last_seen_at)) br; } }
+                dt { "Quarantine" } dd { @for body in &traces.quarantined { a href={ "/stuck/body/"
+                    (body.uuid) } { (line(&body.reason)) } " seen " (when(body.last_seen_at)) br; } }
             }
         }
     }

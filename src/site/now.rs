@@ -35,13 +35,14 @@ const WORKERS: usize = 50;
 /// The queues, as they were when they were last asked.
 pub(super) struct Queues {
     settings: Vec<SqsSettings>,
-    queues: OnceCell<status::Queues>,
+    /// Made when somebody first looks.
+    clients: OnceCell<status::Queues>,
     last: Mutex<Option<(Instant, Vec<QueueState>)>>,
 }
 
 impl Queues {
     pub(super) fn new(settings: Vec<SqsSettings>) -> Self {
-        Self { settings, queues: OnceCell::new(), last: Mutex::new(None) }
+        Self { settings, clients: OnceCell::new(), last: Mutex::new(None) }
     }
 
     /// Those who come while they are asked wait for the same answer.
@@ -50,8 +51,8 @@ impl Queues {
         if let Some((_, states)) = last.as_ref().filter(|(asked, _)| asked.elapsed() < ASK_QUEUES) {
             return states.clone();
         }
-        let queues = self.queues.get_or_init(|| status::Queues::new(self.settings.clone())).await;
-        let states = queues.ask().await;
+        let clients = self.clients.get_or_init(|| status::Queues::new(self.settings.clone())).await;
+        let states = clients.ask().await;
         *last = Some((Instant::now(), states.clone()));
         states
     }
@@ -117,13 +118,15 @@ fn rates(status: &Status, minutes: &[Minute]) -> Markup {
                 html! { (count(status.last_hour.counts.received)) " in the last hour" },
                 chart("messages received", |m| m.counts.received.unsigned_abs(), grouped)))
             (card("Events stored", &per_second(minute.events_per_second),
-                html! { (count(status.last_hour.counts.events())) " in the last hour, " (count(status.last_hour.counts.duplicate)) " of them known already" },
+                html! { (count(status.last_hour.counts.events())) " in the last hour, "
+                    (count(status.last_hour.counts.duplicate)) " of them known already" },
                 chart("events", |m| m.counts.events().unsigned_abs(), grouped)))
             (card("Lag, from event to row", &lag(minute, |lag| lag.p50_seconds),
                 html! { "half are faster; 95 of 100 take less than " (lag(minute, |lag| lag.p95_seconds)) },
                 chart("lag of the slowest 5 %", |m| Lag::of(&m.lags).map_or(0, |lag| (lag.p95_seconds * 1000.0) as u64), |ms| span(Duration::from_millis(ms)))))
             (card("Parked or not understood", &format!("{} a minute", count(minute.counts.orphaned + minute.counts.rejected)),
-                html! { (count(status.last_hour.counts.orphaned)) " events without a mail, " (count(status.last_hour.counts.rejected)) " messages not understood in the last hour" },
+                html! { (count(status.last_hour.counts.orphaned)) " events without a mail, "
+                    (count(status.last_hour.counts.rejected)) " messages not understood in the last hour" },
                 chart("orphaned events and rejected messages", |m| (m.counts.orphaned + m.counts.rejected).unsigned_abs(), grouped)))
         }
         p.small.faint { "Figures are those of the last full minute. Charts show each minute of the last hour, the present to the right." }
@@ -164,17 +167,24 @@ fn queues_of(queues: &[QueueState]) -> Markup {
             p { "Nobody said which queues to ask. " code { "QUEUE_URL" } " names them." }
         } @else {
             table.rows {
-                thead { tr { th { "Queue" } th.number { "Waiting" } th.number { "Oldest" } th.number { "In flight" } th.number { "Delayed" } th.number { "Out" } th.number { "Empty in" } th.number { "Dead letters" } } }
+                thead { tr {
+                    th { "Queue" } th.number { "Waiting" } th.number { "Oldest" } th.number { "In flight" }
+                    th.number { "Delayed" } th.number { "Out" } th.number { "Empty in" } th.number { "Dead letters" }
+                } }
                 tbody {
                     @for queue in queues {
                         tr {
                             td data-is="Queue" { (line(queue.short_name())) }
                             td.number data-is="Waiting" { (known(&queue.visible, |n| grouped(*n))) }
-                            td.number data-is="Oldest" { (known(&queue.oldest_age_seconds, |age| span(status::seconds(*age)))) }
+                            td.number data-is="Oldest" {
+                                (known(&queue.oldest_age_seconds, |age| span(status::seconds(*age))))
+                            }
                             td.number data-is="In flight" { (known(&queue.in_flight, |n| grouped(*n))) }
                             td.number data-is="Delayed" { (known(&queue.delayed, |n| grouped(*n))) }
                             td.number data-is="Out" { span { (per_second(queue.deleted_per_second)) } }
-                            td.number data-is="Empty in" { (known(&queue.drain_seconds, |time| span(status::seconds(*time)))) }
+                            td.number data-is="Empty in" {
+                                (known(&queue.drain_seconds, |time| span(status::seconds(*time))))
+                            }
                             td.number data-is="Dead letters" { (known(&queue.dead_letters, |n| grouped(*n))) }
                         }
                     }
@@ -213,10 +223,14 @@ fn workers(status: &Status) -> Markup {
             p { @if alive == 0 { span.bad { "None is alive" } } @else { (grouped(alive as u64)) " alive" }
                 @if gone > 0 { ", " (grouped(gone as u64)) " gone in the last two days" } "." }
             table.rows {
-                thead { tr { th { "Worker" } th { "State" } th { "Runs on" } th { "Version" } th.number { "Received, last minute" } th.number { "In hand" } th { "Started" } th { "Last seen" } } }
+                thead { tr {
+                    th { "Worker" } th { "State" } th { "Runs on" } th { "Version" }
+                    th.number { "Received, last minute" } th.number { "In hand" } th { "Started" } th { "Last seen" }
+                } }
                 tbody { @for worker in status.workers.iter().take(WORKERS) { (self::worker(worker)) } }
             }
-            @if status.workers.len() > WORKERS { p.faint { "And " (grouped((status.workers.len() - WORKERS) as u64)) " more: " code { "ses-ledger status" } } }
+            @if status.workers.len() > WORKERS { p.faint { "And " (grouped((status.workers.len() - WORKERS) as u64))
+                " more: " code { "ses-ledger status" } } }
         }
     }
 }
@@ -257,9 +271,11 @@ fn sum(what: &str, whole: i64, parts: &[(&str, i64)], drift: i64) -> Markup {
     html! {
         p {
             strong { (count(whole)) } " " (what) " ="
-            @for (n, (name, part)) in parts.iter().enumerate() { @if n > 0 { " +" } " " strong { (count(*part)) } " " (name) }
+            @for (n, (name, part)) in parts.iter().enumerate() { @if n > 0 { " +" } " " strong { (count(*part)) }
+                " " (name) }
             " "
-            @if drift == 0 { span.good { "✓ holds" } } @else { span.bad { "does not hold, by " (drift) ": please report this as a fault of ses-ledger" } }
+            @if drift == 0 { span.good { "✓ holds" } } @else { span.bad { "does not hold, by " (drift)
+                ": please report this as a fault of ses-ledger" } }
         }
     }
 }
@@ -273,9 +289,18 @@ fn last_events(events: &[LastEvent], now: OffsetDateTime) -> Markup {
                     @for event in events {
                         tr {
                             td data-is="Kind" { (line(&event.event_type)) }
-                            td.time data-is="Happened" { @match event.occurred_at { Some(at) => (when(at)), None => span.faint { "never since " (when(event.since)) } } }
+                            td.time data-is="Happened" {
+                                @match event.occurred_at {
+                                    Some(at) => (when(at)),
+                                    None => span.faint { "never since " (when(event.since)) },
+                                }
+                            }
                             td.time data-is="Stored" { @if let Some(at) = event.stored_at { (when(at)) } }
-                            td data-is="That was" { span { @if let Some(at) = event.stored_at { (span(status::seconds((now - at).as_seconds_f64()))) " ago" } } }
+                            td data-is="That was" {
+                                @if let Some(at) = event.stored_at {
+                                    span { (span(status::seconds((now - at).as_seconds_f64()))) " ago" }
+                                }
+                            }
                         }
                     }
                 }
@@ -288,7 +313,8 @@ fn database(status: &Status) -> Markup {
     let health = &status.database;
     html! {
         dl {
-            dt { "Server" } dd { "PostgreSQL " (line(&health.version)) ", " (count(health.connections)) " of " (count(health.connections_most)) " connections used" }
+            dt { "Server" } dd { "PostgreSQL " (line(&health.version)) ", " (count(health.connections)) " of "
+                (count(health.connections_most)) " connections used" }
             dt { "Oldest transaction" } dd {
                 @match health.oldest_transaction_seconds {
                     Some(age) => { (span(status::seconds(age))) }
@@ -301,8 +327,13 @@ fn database(status: &Status) -> Markup {
                 @for finding in &status.schema { (line(&finding.what)) ": " span.faint { (line(&finding.fix)) } br; }
             }
             dt { "Partitions" } dd { "ready for " (count(health.months_ahead)) " months after this one" }
-            dt { "Stuck" } dd { a href="/stuck" { (count(health.orphans)) " orphans, " (count(health.quarantined)) " bodies in quarantine" } }
-            dt { "Size" } dd { @for (n, table) in health.tables.iter().enumerate() { @if n > 0 { ", " } (table.name) " " (bytes(table.bytes)) } }
+            dt { "Stuck" }
+            dd {
+                a href="/stuck" { (count(health.orphans)) " orphans, " (count(health.quarantined))
+                    " bodies in quarantine" }
+            }
+            dt { "Size" } dd { @for (n, table) in health.tables.iter().enumerate() { @if n > 0 { ", " } (table.name)
+                " " (bytes(table.bytes)) } }
         }
     }
 }
@@ -315,9 +346,12 @@ fn cost(status: &Status) -> Markup {
                 Asked::Known(dollars) => { "SQS: $" (format!("{dollars:.2}")) " per million events" }
                 Asked::Unknown { unknown } => { "SQS: not known, " (line(unknown)) }
             }
-            " · " (count(cost.receives)) " receives, " (count(cost.delete_requests)) " deletes, " (count(cost.visibility_requests)) " visibility changes in the last hour"
-            @if let Asked::Known(fill) = cost.fill { " · " (format!("{fill:.1}")) " of 10 messages per receive that brought any" }
-            @if let Asked::Known(idle) = cost.idle { " · " (percent((idle * 1000.0) as u64, 1000)) " of the receives brought none" }
+            " · " (count(cost.receives)) " receives, " (count(cost.delete_requests)) " deletes, "
+                (count(cost.visibility_requests)) " visibility changes in the last hour"
+            @if let Asked::Known(fill) = cost.fill { " · " (format!("{fill:.1}"))
+                " of 10 messages per receive that brought any" }
+            @if let Asked::Known(idle) = cost.idle { " · " (percent((idle * 1000.0) as u64, 1000))
+                " of the receives brought none" }
         }
     }
 }

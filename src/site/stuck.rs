@@ -41,7 +41,8 @@ pub(super) async fn page(State(site): State<Arc<Site>>) -> Answer {
                     @if let Some(at) = found.oldest_at { ", the oldest since " (when(at)) }
                     ". They are attached by themselves as soon as the row appears. "
                     a href="/stuck/orphans" { "All mails, newest first" } }
-                @if found.truncated { p.warn { "Grouped are the " (count(found.looked_at)) " newest mails; there are more." } }
+                @if found.truncated { p.warn { "Grouped are the " (count(found.looked_at))
+                    " newest mails; there are more." } }
                 (orphan_groups(&found.groups))
             }
         }
@@ -72,7 +73,8 @@ fn cut_short<T>(found: Result<T, Problem>) -> Result<Option<T>, Problem> {
 fn too_many(what: &str, instead: &str) -> Markup {
     html! {
         div.say.warn {
-            p { "There are too many " (what) " to group within " (super::PATIENCE.as_secs()) " seconds; the database was told to stop." }
+            p { "There are too many " (what) " to group within " (super::PATIENCE.as_secs())
+                " seconds; the database was told to stop." }
             p { "On the command line it may take longer: " code { (instead) } }
         }
     }
@@ -81,7 +83,10 @@ fn too_many(what: &str, instead: &str) -> Markup {
 fn orphan_groups(groups: &[OrphanGroup]) -> Markup {
     html! {
         table.rows {
-            thead { tr { th { "Why" } th { "Configuration set" } th { "Sender" } th { "Queue" } th.number { "Mails" } th.number { "Events" } th { "Kinds" } th { "First, last seen" } } }
+            thead { tr {
+                th { "Why" } th { "Configuration set" } th { "Sender" } th { "Queue" } th.number { "Mails" }
+                th.number { "Events" } th { "Kinds" } th { "First, last seen" }
+            } }
             tbody {
                 @for group in groups {
                     tr {
@@ -92,7 +97,8 @@ fn orphan_groups(groups: &[OrphanGroup]) -> Markup {
                         td.number data-is="Mails" { span { (count(group.mails)) } }
                         td.number data-is="Events" { span { (count(group.events)) } }
                         td data-is="Kinds" { span.small { (kinds(&group.kinds)) } }
-                        td.time data-is="First, last" { span { (when(group.first_seen_at)) br; (when(group.last_seen_at)) br;
+                        td.time data-is="First, last" { span { (when(group.first_seen_at))
+                            br; (when(group.last_seen_at)) br;
                             a.small href=(mail_link(&group.example)) { "one of them" } } }
                     }
                 }
@@ -104,16 +110,22 @@ fn orphan_groups(groups: &[OrphanGroup]) -> Markup {
 fn quarantine_groups(groups: &[QuarantineGroup]) -> Markup {
     html! {
         table.rows {
-            thead { tr { th { "Reason" } th { "What is wrong, and where" } th.number { "Bodies" } th.number { "Times seen" } th.number { "Replayed" } th { "First, last seen" } } }
+            thead { tr {
+                th { "Reason" } th { "What is wrong, and where" } th.number { "Bodies" } th.number { "Times seen" }
+                th.number { "Replayed" } th { "First, last seen" }
+            } }
             tbody {
                 @for group in groups {
                     tr {
                         td.name data-is="Reason" { a href=(link("/stuck/quarantine", [("fingerprint", group.fingerprint.as_str())])) { code { (line(&group.reason)) } } }
-                        td.who data-is="Way" { span { (stuck::meaning(&group.stage, &group.reason)) br; code.small { (line(group.fingerprint.strip_prefix(&format!("{}:", group.reason)).unwrap_or(&group.fingerprint))) } } }
+                        td.who data-is="Way" { span { (stuck::meaning(&group.stage, &group.reason))
+                            br; code.small { (line(group.fingerprint.strip_prefix(&format!("{}:", group.reason)).unwrap_or(&group.fingerprint))) } } }
                         td.number data-is="Bodies" { span { (count(group.bodies)) } }
                         td.number data-is="Times seen" { span { (count(group.times_seen)) } }
                         td.number data-is="Replayed" { span { (count(group.replayed)) } }
-                        td.time data-is="First, last" { span { (when(group.first_seen_at)) br; (when(group.last_seen_at)) br; a.small href=(body_link(group.example)) { "the newest" } } }
+                        td.time data-is="First, last" { span { (when(group.first_seen_at))
+                            br; (when(group.last_seen_at))
+                            br; a.small href=(body_link(group.example)) { "the newest" } } }
                     }
                 }
             }
@@ -148,11 +160,16 @@ pub(super) async fn orphans(State(site): State<Arc<Site>>, Asked(asked): Asked<L
         p { a href="/stuck" { "Stuck" } " · mails without a log row, newest event first" }
         @if found.mails.is_empty() { div.say { p { "There are no more." } } } @else {
             table.rows {
-                thead { tr { th { "Mail, as SES calls it" } th { "Why" } th { "Configuration set" } th.number { "Events" } th { "Kinds" } th { "Last seen" } } }
+                thead { tr {
+                    th { "Mail, as SES calls it" } th { "Why" } th { "Configuration set" } th.number { "Events" }
+                    th { "Kinds" } th { "Last seen" }
+                } }
                 tbody {
                     @for mail in &found.mails {
                         tr {
-                            td.who data-is="Mail" { a href=(mail_link(&mail.aws_message_id)) { (line(&mail.aws_message_id)) } }
+                            td.who data-is="Mail" {
+                                a href=(mail_link(&mail.aws_message_id)) { (line(&mail.aws_message_id)) }
+                            }
                             td.who data-is="Why" { span { (why(mail.why)) } }
                             td data-is="Configuration set" { (or_none(mail.configuration_set.as_deref())) }
                             td.number data-is="Events" { span { (count(mail.events)) } }
@@ -186,14 +203,18 @@ fn orphaned_mail(found: &OrphanedMailInFull, eyes: Eyes) -> Markup {
             dt { "Why" } dd { (why(mail.why)) }
             dt { "Configuration set" } dd { (or_none(mail.configuration_set.as_deref())) }
             dt { "Sender's domain" } dd { (or_none(mail.sender_domain.as_deref())) }
-            @if let Some(subject) = found.orphans.iter().find_map(|orphan| orphan.subject.as_deref()) { dt { "Subject" } dd { (eyes.private(subject)) } }
+            @if let Some(subject) = found.orphans.iter().find_map(|orphan| orphan.subject.as_deref()) {
+                dt { "Subject" } dd { (eyes.private(subject)) }
+            }
             dt { "Queue" } dd { (queue_name(&mail.queue)) }
-            @if let Some(log) = found.log_uuid { dt { "Its log row" } dd { a href={ "/mail/" (log) } { (log) } ": the next sweep attaches them" } }
+            @if let Some(log) = found.log_uuid { dt { "Its log row" } dd { a href={ "/mail/" (log) } { (log) }
+                ": the next sweep attaches them" } }
         }
         @if !found.candidates.is_empty() {
             h2 { "Log rows that it could be" }
             p { "Same recipient, same hour, and no id of SES yet. If one of these is the mail, your application did not write down the id that SES returned." }
-            ul { @for row in &found.candidates { li { a href={ "/mail/" (row.log_uuid) } { (row.log_uuid) } ", " (when(row.created_at)) ", " (eyes.private(row.subject.as_deref().unwrap_or(""))) } } }
+            ul { @for row in &found.candidates { li { a href={ "/mail/" (row.log_uuid) } { (row.log_uuid) } ", "
+                (when(row.created_at)) ", " (eyes.private(row.subject.as_deref().unwrap_or(""))) } } }
         }
         h2 { "Events" }
         table.rows {
@@ -202,9 +223,14 @@ fn orphaned_mail(found: &OrphanedMailInFull, eyes: Eyes) -> Markup {
                 @for orphan in &found.orphans {
                     tr {
                         td.time data-is="When" { (when(orphan.occurred_at)) }
-                        td data-is="What" { span { (line(&orphan.event_type)) @if let Some(kind) = &orphan.bounce_type { ", " (line(kind)) } } }
+                        td data-is="What" {
+                            span {
+                                (line(&orphan.event_type)) @if let Some(kind) = &orphan.bounce_type { ", " (line(kind)) }
+                            }
+                        }
                         td.who data-is="Recipient" { span { (eyes.address(&orphan.recipient)) } }
-                        td.who data-is="Said" { span { @if let Some(status) = &orphan.smtp_status { (line(status)) " " } (eyes.words(orphan.diagnostic.as_deref().unwrap_or(""))) } }
+                        td.who data-is="Said" { span { @if let Some(status) = &orphan.smtp_status { (line(status))
+                            " " } (eyes.words(orphan.diagnostic.as_deref().unwrap_or(""))) } }
                         td.time data-is="Received" { (when(orphan.received_at)) }
                     }
                 }
@@ -252,7 +278,10 @@ pub(super) async fn quarantine(State(site): State<Arc<Site>>, Asked(asked): Aske
 fn bodies(bodies: &[QuarantinedBody]) -> Markup {
     html! {
         table.rows {
-            thead { tr { th { "First seen" } th { "Reason" } th { "Where it failed" } th.number { "Bytes" } th.number { "Times seen" } th { "Last replay" } th { "Look" } } }
+            thead { tr {
+                th { "First seen" } th { "Reason" } th { "Where it failed" } th.number { "Bytes" }
+                th.number { "Times seen" } th { "Last replay" } th { "Look" }
+            } }
             tbody {
                 @for body in bodies {
                     tr {
@@ -287,21 +316,28 @@ fn one_body(Body { about, bytes }: &Body, eyes: Eyes) -> Markup {
         p { a href="/stuck" { "Stuck" } " · "
             a href=(link("/stuck/quarantine", [("fingerprint", about.fingerprint.as_str())])) { "all that failed in the same way" } }
         dl {
-            dt { "Reason" } dd { code { (line(&about.reason)) } " " span.faint { (stuck::meaning(&about.stage, &about.reason)) } }
+            dt { "Reason" }
+            dd { code { (line(&about.reason)) } " " span.faint { (stuck::meaning(&about.stage, &about.reason)) } }
             dt { "Where it failed" } dd { code { (line(&about.at)) } }
             dt { "This version" } dd { (line(&reading.to_string())) }
             dt { "Length" } dd { (count(about.bytes)) " bytes" }
-            dt { "Seen" } dd { (count(about.times_seen.into())) @if about.times_seen == 1 { " time, " } @else { " times, " } (when(about.first_seen_at)) " to " (when(about.last_seen_at)) }
-            dt { "Queue" } dd { (queue_name(&about.queue)) ", message " (line(&about.sqs_message_id)) ", handed out " (count(about.receive_count.into())) @if about.receive_count == 1 { " time" } @else { " times" } }
+            dt { "Seen" } dd { (count(about.times_seen.into())) @if about.times_seen == 1 { " time, " }
+                @else { " times, " } (when(about.first_seen_at)) " to " (when(about.last_seen_at)) }
+            dt { "Queue" } dd { (queue_name(&about.queue)) ", message " (line(&about.sqs_message_id))
+                ", handed out " (count(about.receive_count.into())) @if about.receive_count == 1 { " time" }
+                @else { " times" } }
             dt { "Replayed" } dd {
                 @match (about.last_replayed_at, &about.last_replay_outcome) {
-                    (Some(at), outcome) => { (count(about.replay_count.into())) @if about.replay_count == 1 { " time, last " } @else { " times, last " } (when(at)) ": " (or_none(outcome.as_deref())) }
+                    (Some(at), outcome) => { (count(about.replay_count.into()))
+                        @if about.replay_count == 1 { " time, last " } @else { " times, last " } (when(at)) ": "
+                        (or_none(outcome.as_deref())) }
                     (None, _) => "never"
                 }
             }
         }
         @if eyes.masked {
-            div.say { p { "Bodies are masked here. With a login to the database: " code { "ses-ledger quarantine show " (about.uuid) } } }
+            div.say { p { "Bodies are masked here. With a login to the database: "
+                code { "ses-ledger quarantine show " (about.uuid) } } }
         } @else {
             (marked(&excerpt(bytes, place, WINDOW), eyes))
         }
@@ -341,7 +377,8 @@ fn why(why: Why) -> &'static str {
 }
 
 fn kinds(kinds: &BTreeMap<String, i64>) -> Markup {
-    html! { @for (n, (kind, count)) in kinds.iter().enumerate() { @if n > 0 { ", " } (line(kind)) " " (self::count(*count)) } }
+    html! { @for (n, (kind, count)) in kinds.iter().enumerate() { @if n > 0 { ", " } (line(kind)) " "
+    (self::count(*count)) } }
 }
 
 fn or_none(text: Option<&str>) -> Markup {
