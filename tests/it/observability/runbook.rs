@@ -1,6 +1,9 @@
 //! infra/RUNBOOK.md: a section for each alert and alarm, an alert or alarm for each section.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::Command,
+};
 
 use super::{alerts, read};
 use crate::templates::yaml;
@@ -83,4 +86,38 @@ fn links_within_the_runbook_lead_somewhere() {
     for link in links {
         assert!(headings.contains(link), "#{link} leads nowhere");
     }
+}
+
+/// Commands, their subcommands and their flags: what somebody types at three in the morning has to be there.
+#[test]
+fn the_binary_knows_every_command_that_the_runbook_runs() {
+    let runbook = read("RUNBOOK.md");
+    let commands: BTreeSet<Vec<&str>> = runbook
+        .split('`')
+        .filter_map(|code| code.strip_prefix("ses-ledger "))
+        .map(|code| code.split_whitespace().collect())
+        .collect();
+    assert!(commands.len() > 15, "only {commands:?}");
+    for command in commands {
+        let is_name = |word: &&&str| word.bytes().all(|b| b.is_ascii_lowercase());
+        let names = 1 + command[1..].iter().take(usize::from(has_subcommands(command[0]))).filter(is_name).count();
+        let help = help_of(&command[..names]).unwrap_or_else(|| panic!("there is no {command:?}"));
+        for flag in command.iter().filter(|word| word.starts_with("--")) {
+            assert!(
+                help.contains(&format!("{flag} ")) || help.contains(&format!("{flag}\n")),
+                "{command:?}: no {flag}"
+            );
+        }
+    }
+}
+
+fn has_subcommands(command: &str) -> bool {
+    help_of(&[command]).is_some_and(|help| help.contains("\nCommands:\n"))
+}
+
+/// None if the binary does not know the command.
+fn help_of(command: &[&str]) -> Option<String> {
+    let asked = Command::new(env!("CARGO_BIN_EXE_ses-ledger")).args(command).arg("--help").env_clear().output();
+    let asked = asked.expect("the binary was built for the tests");
+    asked.status.success().then(|| String::from_utf8_lossy(&asked.stdout).into_owned())
 }
