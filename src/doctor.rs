@@ -21,6 +21,7 @@ pub(crate) use self::{
     database::{DatabaseFacts, judge as judge_database},
     gather::{About, gather, gather_database},
 };
+use crate::aws::name_of;
 use crate::{
     aws::{
         Answer, Unanswered,
@@ -248,11 +249,6 @@ impl Facts {
         let name = self.set().map_or("*", |set| &set.name);
         format!("arn:{}:ses:{}:{}:configuration-set/{name}", part(1), part(3), part(4))
     }
-}
-
-/// The part of an ARN after the last colon.
-fn name_of(arn: &str) -> &str {
-    arn.rsplit(':').next().unwrap_or(arn)
 }
 
 /// A value as one word of a shell.

@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use tokio::{sync::OnceCell, time::timeout};
 
 use crate::{
+    aws::name_of,
     pipeline::Queue as _,
     postgres::{
         Postgres,
@@ -184,7 +185,7 @@ impl Status {
                 needs.push(format!("whether {} keeps up is not known: {unknown}", queue.short_name()));
             }
             if let Asked::Known(letters @ 1..) = queue.dead_letters {
-                let dead = queue.dead_letter_queue.as_deref().map_or("its dead-letter queue", short);
+                let dead = queue.dead_letter_queue.as_deref().map_or("its dead-letter queue", name_of);
                 let letters = plural(letters, "dead letter", "dead letters");
                 needs.push(format!("{letters} in {dead}: ses-ledger dlq peek"));
             }
@@ -271,7 +272,7 @@ impl Status {
 impl QueueState {
     /// The name without account and region.
     pub fn short_name(&self) -> &str {
-        short(&self.name)
+        name_of(&self.name)
     }
 
     /// What it holds, visible or not.
@@ -436,7 +437,7 @@ impl Watched {
         let [visible, in_flight, delayed] = COUNTS.map(|count| counted(&attributes, &[count]));
         let dead = dead_letter_queue(&attributes);
         let dead_letters = match &dead {
-            Some(arn) => self.dead_letters(short(arn)).await.unwrap_or_else(|why| Asked::Unknown { unknown: why }),
+            Some(arn) => self.dead_letters(name_of(arn)).await.unwrap_or_else(|why| Asked::Unknown { unknown: why }),
             None => Asked::unknown("the queue has no dead-letter queue"),
         };
         QueueState {
@@ -497,11 +498,6 @@ fn quantile(lags: &[i64], share: f64) -> Option<f64> {
         below = inside;
     }
     None
-}
-
-/// The last part of an ARN.
-fn short(arn: &str) -> &str {
-    arn.rsplit([':', '/']).next().unwrap_or(arn)
 }
 
 /// None below zero.

@@ -7,20 +7,26 @@ use std::{
 
 use serde::Serialize;
 
+use super::screen::say;
 use crate::{
     cli::{DatabaseArgs, EXIT_UNAVAILABLE, EXIT_USAGE},
     postgres::{
-        Postgres,
+        Postgres, PostgresSettings,
         migrations::{self, State},
     },
     readable,
 };
 
-/// A database that lets us in, that nobody can change through this connection, and whose schema has what we ask for.
-/// Says what is wrong otherwise, and how the program is to end.
-pub(super) async fn reader(database: &DatabaseArgs) -> Result<Postgres, ExitCode> {
-    let postgres = Postgres::new(&database.reader()).map_err(|e| refused(&format!("{e:#}"), EXIT_USAGE))?;
+/// A database that lets us in. Says what is wrong otherwise, and how the program is to end.
+pub(super) async fn connect(settings: &PostgresSettings) -> Result<Postgres, ExitCode> {
+    let postgres = Postgres::new(settings).map_err(|e| refused(&format!("{e:#}"), EXIT_USAGE))?;
     postgres.try_connect().await.map_err(|e| refused(&e.to_string(), EXIT_UNAVAILABLE))?;
+    Ok(postgres)
+}
+
+/// The same for questions: nobody can change anything through it, and its schema has what we ask for.
+pub(super) async fn reader(database: &DatabaseArgs) -> Result<Postgres, ExitCode> {
+    let postgres = connect(&database.reader()).await?;
     let all = migrations::status(&postgres).await.map_err(|e| {
         let fix = "To mend it: GRANT ses_ledger_operator TO this login";
         refused(&format!("{e:#}. {fix}"), EXIT_UNAVAILABLE)
@@ -46,4 +52,16 @@ fn refused(why: &str, code: u8) -> ExitCode {
 pub(super) fn print_json(answer: &impl Serialize) -> anyhow::Result<()> {
     let text = readable::json(answer)?;
     Ok(writeln!(io::stdout().lock(), "{text}")?)
+}
+
+/// One JSON document, or words.
+///
+/// # Errors
+/// If it cannot be written as JSON.
+pub(super) fn print(as_json: bool, answer: &impl Serialize, words: impl FnOnce()) -> anyhow::Result<ExitCode> {
+    match as_json {
+        true => say!("{}", readable::json(answer)?),
+        false => words(),
+    }
+    Ok(ExitCode::SUCCESS)
 }

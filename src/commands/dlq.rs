@@ -8,11 +8,12 @@ use tokio::{signal::ctrl_c, time::sleep};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
-    orphans::{print, short_queue},
+    ask::print,
     removal::Export,
     screen::{Screen, grouped, one_line, say, wrapped},
 };
 use crate::{
+    aws::name_of,
     cli::{DecodeArgs, EXIT_UNAVAILABLE, EXIT_USAGE, QueueAddress, QueueArgs, queue},
     pipeline::{Queue as _, QueueError},
     readable::{plural, second, visible},
@@ -227,7 +228,7 @@ impl LetterBox {
         for address in &mut queue.queue_url {
             // It always is in the same account and region.
             let place = address.url.rsplit_once('/').map_or("", |(place, _)| place);
-            address.url = format!("{place}/{}", short_queue(&policy.dead_letter_queue_arn));
+            address.url = format!("{place}/{}", name_of(&policy.dead_letter_queue_arn));
         }
         Ok(Self { sqs: open(&queue).await?, max_receive_count: Some(policy.max_receive_count) })
     }
@@ -306,7 +307,7 @@ fn told(letter: &Letter, reading: &Reading, bodies: bool) -> Value {
 
 fn show_letters(letter_box: &LetterBox, letters: &[(&Letter, Reading)], count: u64, bodies: bool) {
     let queue = letter_box.sqs.name();
-    let queue = short_queue(&queue);
+    let queue = name_of(&queue);
     match letters {
         [] if count == 0 => say!("No letter is in {queue}."),
         [] => say!(
@@ -381,7 +382,7 @@ async fn redrive(letter_box: &LetterBox, args: &RedriveArgs) -> Result<ExitCode,
     let before = letter_box.sqs.moves(&arn).await?;
     let running = before.iter().find(|task| task.is_running());
     let count = letter_box.sqs.depth().await?;
-    let queue = short_queue(&arn).to_owned();
+    let queue = name_of(&arn).to_owned();
     if args.dry_run || count == 0 {
         print(args.json, &json!({ "letters": count, "running": running }), || match count {
             0 => say!("No letter is in {queue}."),
@@ -399,7 +400,7 @@ async fn redrive(letter_box: &LetterBox, args: &RedriveArgs) -> Result<ExitCode,
 
 async fn cancel(letter_box: &LetterBox, arn: &str, as_json: bool) -> Result<ExitCode, Trouble> {
     let Some(running) = letter_box.sqs.moves(arn).await?.into_iter().find(Move::is_running) else {
-        eprintln!("No task moves letters of {} now.", short_queue(arn));
+        eprintln!("No task moves letters of {} now.", name_of(arn));
         return Ok(ExitCode::FAILURE);
     };
     let moved = letter_box.sqs.cancel_move(&running).await?;
@@ -435,7 +436,7 @@ async fn follow(
             }
             last = Some(task);
         } else if begun.is_none() || misses == PATIENCE {
-            eprintln!("No task has moved letters of {} lately.", short_queue(arn));
+            eprintln!("No task has moved letters of {} lately.", name_of(arn));
             return Ok(ExitCode::FAILURE);
         } else {
             misses += 1;

@@ -9,8 +9,9 @@ use std::{
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::ask;
 use crate::{
-    cli::{DatabaseArgs, EXIT_UNAVAILABLE, EXIT_USAGE},
+    cli::{DatabaseArgs, EXIT_USAGE},
     postgres::{
         Pooler, Postgres, PostgresSettings,
         migrations::{self, Migration, State},
@@ -73,11 +74,10 @@ impl MigrateArgs {
 pub async fn run(args: MigrateArgs) -> anyhow::Result<ExitCode> {
     // A migration may take as long as it takes.
     let settings = PostgresSettings { statement_timeout: Duration::ZERO, ..args.database.settings() };
-    let postgres = Postgres::new(&settings)?;
-    if let Err(e) = postgres.try_connect().await {
-        eprintln!("error: {e}");
-        return Ok(ExitCode::from(EXIT_UNAVAILABLE));
-    }
+    let postgres = match ask::connect(&settings).await {
+        Ok(postgres) => postgres,
+        Err(code) => return Ok(code),
+    };
     match args.what {
         What::Up => {
             migrations::up(&postgres).await?;

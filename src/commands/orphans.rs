@@ -2,20 +2,21 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use serde::Serialize;
 use serde_json::json;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
+    ask::{connect, print},
     removal::{Export, RemovalArgs, may_remove, refuses, show_progress, show_removals},
     screen::{Screen, grouped, listed, one_line, say, wrapped},
 };
 use crate::{
-    cli::{DatabaseArgs, EXIT_UNAVAILABLE, EXIT_USAGE, duration},
+    aws::name_of,
+    cli::{DatabaseArgs, EXIT_USAGE, duration},
     orphans::attach_next,
     postgres::{
-        Postgres, PostgresSettings,
+        Postgres,
         stuck::{
             self, Candidate, OrphanGroup, OrphanGroups, OrphanedMail, OrphanedMailInFull, OrphanedMails, Page, Removal,
             Why, Work,
@@ -41,7 +42,7 @@ enum What {
     Retry(RetryArgs),
     /// Remove events that waited too long, visibly
     ///
-    /// They are plural in the table ses_ledger_removals, with who removed them. Events whose log row is there by now are
+    /// They are counted in the table ses_ledger_removals, with who removed them. Events whose log row is there by now are
     /// left alone: they are attached. Needs a login that is a member of ses_ledger_owner, or was granted the right to
     /// execute ses_ledger_expire_orphans.
     Expire(ExpireArgs),
@@ -324,35 +325,6 @@ async fn expirable(postgres: &Postgres, args: &ExpireArgs) -> anyhow::Result<Vec
     }
 }
 
-/// A connection, or the exit code of who has none.
-pub(super) async fn connect(settings: &PostgresSettings) -> Result<Postgres, ExitCode> {
-    let postgres = Postgres::new(settings).map_err(|e| {
-        eprintln!("error: {e:#}");
-        ExitCode::from(EXIT_USAGE)
-    })?;
-    match postgres.try_connect().await {
-        Ok(()) => Ok(postgres),
-        Err(e) => {
-            eprintln!("error: {e}");
-            Err(ExitCode::from(EXIT_UNAVAILABLE))
-        }
-    }
-}
-
-/// One JSON document, or words.
-pub(super) fn print(as_json: bool, answer: &impl Serialize, words: impl FnOnce()) -> anyhow::Result<ExitCode> {
-    match as_json {
-        true => say!("{}", serde_json::to_string(answer)?),
-        false => words(),
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// The last part of an ARN: what people call the queue.
-pub(super) fn short_queue(arn: &str) -> &str {
-    arn.rsplit([':', '/']).next().unwrap_or(arn)
-}
-
 fn show_groups(screen: &Screen, all: &OrphanGroups, removals: &[Removal]) {
     match all.oldest_at {
         None => say!("No event waits for its mail."),
@@ -379,7 +351,7 @@ fn show_group(screen: &Screen, group: &OrphanGroup) {
     let place = [
         group.sender_domain.as_ref().map(|domain| format!("from {domain}")),
         group.configuration_set.as_ref().map(|set| format!("configuration set {set}")),
-        Some(format!("queue {}", short_queue(&group.queue))),
+        Some(format!("queue {}", name_of(&group.queue))),
     ];
     say!("{}", wrapped("  ", &one_line(&Vec::from_iter(place.into_iter().flatten()).join(", "), 300)));
     say!("{}", listed("kinds", &kinds(&group.kinds)));

@@ -11,11 +11,12 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    orphans::{connect, print, short_queue},
+    ask::{connect, print},
     removal::{Export, RemovalArgs, may_remove, refuses, show_progress, show_removals},
     screen::{Screen, grouped, one_line, say, wrapped},
 };
 use crate::{
+    aws::name_of,
     cli::{DatabaseArgs, DecodeArgs, EXIT_USAGE},
     pipeline::decode::{Excerpt, excerpt},
     postgres::{
@@ -47,7 +48,7 @@ enum What {
     Replay(ReplayArgs),
     /// Remove bodies, visibly
     ///
-    /// They are plural in the table ses_ledger_removals, with who removed them. Needs a login that is a member of
+    /// They are counted in the table ses_ledger_removals, with who removed them. Needs a login that is a member of
     /// ses_ledger_owner, or was granted the right to execute ses_ledger_drop_quarantined.
     Drop(DropArgs),
 }
@@ -539,7 +540,7 @@ fn show_body(about: &QuarantinedBody, reading: &Reading, excerpt: &Excerpt) {
             "from",
             format!(
                 "{}, message {}, received {}",
-                short_queue(&about.queue),
+                name_of(&about.queue),
                 about.sqs_message_id,
                 times(i64::from(*receive_count))
             ),

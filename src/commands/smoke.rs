@@ -14,13 +14,14 @@ use time::OffsetDateTime;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
+use super::ask;
 use super::screen::{Screen, wrapped};
 use crate::{
     aws::{
         self,
         ses::{Mail, Refused, Ses},
     },
-    cli::{DatabaseArgs, EXIT_UNAVAILABLE, QueueArgs, duration},
+    cli::{DatabaseArgs, QueueArgs, duration},
     local::story::LogRow,
     postgres::{
         Postgres, sender,
@@ -151,11 +152,10 @@ struct Outcome<'a> {
 /// If the database cannot be asked or the region cannot be told.
 pub async fn run(args: SmokeArgs) -> anyhow::Result<ExitCode> {
     let screen = Screen::new(args.json);
-    let postgres = Postgres::new(&args.database.settings())?;
-    if let Err(e) = postgres.try_connect().await {
-        eprintln!("error: {e}");
-        return Ok(ExitCode::from(EXIT_UNAVAILABLE));
-    }
+    let postgres = match ask::connect(&args.database.settings()).await {
+        Ok(postgres) => postgres,
+        Err(code) => return Ok(code),
+    };
     let Some(from) = &args.from else { return clean(&screen, &postgres, args.json).await };
     // Before anything is sent: whether we could see it arrive.
     smoke::seen(&postgres, &[]).await?;

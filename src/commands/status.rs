@@ -12,8 +12,10 @@ use serde_json::json;
 use time::OffsetDateTime;
 use tokio::time::sleep;
 
+use super::ask;
 use super::screen::{Screen, grouped, one_line, wrapped};
 use crate::{
+    aws::name_of,
     cli::{DatabaseArgs, EXIT_UNAVAILABLE, QueueArgs, duration},
     event::EventKind,
     postgres::{Postgres, pulse::WorkerSeen},
@@ -60,11 +62,10 @@ const KINDS: [EventKind; 10] = [
 /// If standard output is closed.
 pub async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
     let screen = Screen::new(args.json);
-    let postgres = Postgres::new(&args.database.reader())?;
-    if let Err(e) = postgres.try_connect().await {
-        eprintln!("error: {e}");
-        return Ok(ExitCode::from(EXIT_UNAVAILABLE));
-    }
+    let postgres = match ask::connect(&args.database.reader()).await {
+        Ok(postgres) => postgres,
+        Err(code) => return Ok(code),
+    };
     let queues = Queues::new(args.queue.sqs()).await;
     let first = match status(&postgres, queues.ask().await).await {
         Ok(first) => first,
@@ -173,7 +174,7 @@ fn about_queues(status: &Status, screen: &Screen) -> String {
         lines.push(wrapped("    backlog      ", &counts));
         let age = shown(&queue.oldest_age_seconds, |age| format!("{} old when it was received", span(seconds(*age))));
         lines.push(wrapped("    oldest       ", &age));
-        let dead = queue.dead_letter_queue.as_deref().and_then(|arn| arn.rsplit(':').next());
+        let dead = queue.dead_letter_queue.as_deref().map(name_of);
         let dead = dead.map_or(String::new(), |name| format!(" in {name}"));
         lines.push(wrapped("    dead letters ", &format!("{}{dead}", count(&queue.dead_letters))));
         lines.push(wrapped("    in and out   ", &in_and_out(queue)));

@@ -15,6 +15,7 @@ use super::{
     text::{Eyes, line, typed},
 };
 use crate::{
+    aws::name_of,
     explain::{self, Evidence, Explanation, Told},
     postgres::mails::{self, Fact, Found, Line, Mail, STATUSES, Search, Waiting, What},
     readable::grouped,
@@ -313,15 +314,10 @@ fn moment(told: &Told, is_click: bool, several: bool, eyes: Eyes) -> Markup {
             @if let Some(quote) = &told.quote { blockquote { @if is_click { (eyes.private(quote)) }
                 @else { (eyes.words(quote)) } } }
             p.small.faint { "received " (when(*received_at)) ", " (late) " later · event " (event) " · "
-                (queue_name(queue)) ", SQS " (line(sqs_message_id))
+                (line(name_of(queue))) ", SQS " (line(sqs_message_id))
                 @for (name, id) in ids { @if let Some(id) = id { " · " (name) " " (line(id)) } } }
         }
     }
-}
-
-/// The name at the end of an ARN.
-pub(super) fn queue_name(arn: &str) -> Markup {
-    line(arn.rsplit(':').next().unwrap_or(arn))
 }
 
 /// What the log row says, and what else there is of its id.

@@ -190,9 +190,6 @@ fn queues_of(queues: &[QueueState]) -> Markup {
                     }
                 }
             }
-            @for (queue, unknown) in queues.iter().filter_map(|queue| Some((queue, why_unknown(&queue.visible)?))) {
-                p.warn { "What waits in " (line(queue.short_name())) " is not known: " (line(unknown)) }
-            }
         }
     }
 }
@@ -203,13 +200,6 @@ fn known<T>(asked: &Asked<T>, show: impl Fn(&T) -> String) -> Markup {
             Asked::Known(value) => span { (show(value)) },
             Asked::Unknown { unknown } => span.faint title=(unknown) { "unknown" },
         }
-    }
-}
-
-fn why_unknown<T>(asked: &Asked<T>) -> Option<&str> {
-    match asked {
-        Asked::Known(_) => None,
-        Asked::Unknown { unknown } => Some(unknown),
     }
 }
 

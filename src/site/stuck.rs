@@ -9,11 +9,11 @@ use uuid::Uuid;
 
 use super::{
     Answer, Asked, Problem, Site, given, in_time, link,
-    mail::queue_name,
     page::{Page, command, quoted, when},
     text::{Eyes, line},
 };
 use crate::{
+    aws::name_of,
     pipeline::decode::{DecodeSettings, Excerpt, excerpt},
     postgres::stuck::{self, Body, OrphanGroup, OrphanedMailInFull, QuarantineGroup, QuarantinedBody, Which, Why},
     readable::grouped,
@@ -93,7 +93,7 @@ fn orphan_groups(groups: &[OrphanGroup]) -> Markup {
                         td.name data-is="Why" { span { (why(group.why)) } }
                         td data-is="Configuration set" { (or_none(group.configuration_set.as_deref())) }
                         td.name data-is="Sender" { (or_none(group.sender_domain.as_deref())) }
-                        td data-is="Queue" { (queue_name(&group.queue)) }
+                        td data-is="Queue" { (line(name_of(&group.queue))) }
                         td.number data-is="Mails" { span { (count(group.mails)) } }
                         td.number data-is="Events" { span { (count(group.events)) } }
                         td data-is="Kinds" { span.small { (kinds(&group.kinds)) } }
@@ -206,7 +206,7 @@ fn orphaned_mail(found: &OrphanedMailInFull, eyes: Eyes) -> Markup {
             @if let Some(subject) = found.orphans.iter().find_map(|orphan| orphan.subject.as_deref()) {
                 dt { "Subject" } dd { (eyes.private(subject)) }
             }
-            dt { "Queue" } dd { (queue_name(&mail.queue)) }
+            dt { "Queue" } dd { (line(name_of(&mail.queue))) }
             @if let Some(log) = found.log_uuid { dt { "Its log row" } dd { a href={ "/mail/" (log) } { (log) }
                 ": the next sweep attaches them" } }
         }
@@ -323,7 +323,7 @@ fn one_body(Body { about, bytes }: &Body, eyes: Eyes) -> Markup {
             dt { "Length" } dd { (count(about.bytes)) " bytes" }
             dt { "Seen" } dd { (count(about.times_seen.into())) @if about.times_seen == 1 { " time, " }
                 @else { " times, " } (when(about.first_seen_at)) " to " (when(about.last_seen_at)) }
-            dt { "Queue" } dd { (queue_name(&about.queue)) ", message " (line(&about.sqs_message_id))
+            dt { "Queue" } dd { (line(name_of(&about.queue))) ", message " (line(&about.sqs_message_id))
                 ", handed out " (count(about.receive_count.into())) @if about.receive_count == 1 { " time" }
                 @else { " times" } }
             dt { "Replayed" } dd {
