@@ -74,7 +74,7 @@ async fn bodies_are_grouped_by_how_they_failed() {
     let told = ask(&operator, &["quarantine", "list"]).await;
     assert_eq!(told.code, Some(0), "{}", told.err);
     assert!(
-        told.out.contains("4 bodies are in quarantine, seen 5 times") && told.out.contains("no mail object"),
+        told.out.contains("4 bodies are in quarantine, seen 5 times") && told.out.contains("no `mail` object"),
         "{}",
         told.out
     );
