@@ -162,7 +162,7 @@ impl Sqs {
         }
     }
 
-    /// Sends messages, in order, and returns their ids. For the demo and the simulator: a worker only receives.
+    /// Sends messages, in order, and returns their ids. A worker only receives.
     ///
     /// # Errors
     /// If the queue does not take one of them.

@@ -98,6 +98,11 @@ struct RedriveArgs {
     #[arg(long, group = "instead")]
     cancel: bool,
 
+    /// Receive each letter, send it to QUEUE_URL, and then delete it: for a dead-letter queue from which SQS moves nothing, like
+    /// that of an SNS subscription (--dead-letter-queue-url)
+    #[arg(long, group = "instead", conflicts_with = "rate")]
+    one_by_one: bool,
+
     /// Print one JSON object per line
     #[arg(long)]
     json: bool,
@@ -206,6 +211,8 @@ impl From<anyhow::Error> for Trouble {
 /// A dead-letter queue, and what we know of where its letters come from.
 struct LetterBox {
     sqs: Sqs,
+    /// The worker's queue, if it is known.
+    source: Option<Sqs>,
     /// How often a message was received before it became a letter.
     max_receive_count: Option<u32>,
 }
@@ -214,7 +221,11 @@ impl LetterBox {
     async fn find(args: &LetterBoxArgs) -> Result<Self, Trouble> {
         if let Some(address) = &args.dead_letter_queue_url {
             let queue = QueueArgs { queue_url: vec![address.clone()], ..args.queue.clone() };
-            return Ok(Self { sqs: open(&queue).await?, max_receive_count: None });
+            let source = match args.queue.queue_url.as_slice() {
+                [_] => Some(open(&args.queue).await?),
+                _ => None,
+            };
+            return Ok(Self { sqs: open(&queue).await?, source, max_receive_count: None });
         }
         let source = open(&args.queue).await?;
         let Some(policy) = source.redrive_policy().await? else {
@@ -230,13 +241,14 @@ impl LetterBox {
             let place = address.url.rsplit_once('/').map_or("", |(place, _)| place);
             address.url = format!("{place}/{}", name_of(&policy.dead_letter_queue_arn));
         }
-        Ok(Self { sqs: open(&queue).await?, max_receive_count: Some(policy.max_receive_count) })
+        let (sqs, max_receive_count) = (open(&queue).await?, Some(policy.max_receive_count));
+        Ok(Self { sqs, source: Some(source), max_receive_count })
     }
+}
 
-    async fn arn(&self) -> Result<String, QueueError> {
-        let arn = self.sqs.attributes().await?.remove("QueueArn");
-        arn.ok_or_else(|| QueueError::Transient(format!("the queue {} does not tell its ARN", self.sqs.name())))
-    }
+async fn arn_of(queue: &Sqs) -> Result<String, QueueError> {
+    let arn = queue.attributes().await?.remove("QueueArn");
+    arn.ok_or_else(|| QueueError::Transient(format!("the queue {} does not tell its ARN", queue.name())))
 }
 
 async fn open(args: &QueueArgs) -> Result<Sqs, Trouble> {
@@ -372,7 +384,10 @@ fn folded(text: &str) -> String {
 }
 
 async fn redrive(letter_box: &LetterBox, args: &RedriveArgs) -> Result<ExitCode, Trouble> {
-    let arn = letter_box.arn().await?;
+    if args.one_by_one {
+        return carry(letter_box, args.json).await;
+    }
+    let arn = arn_of(&letter_box.sqs).await?;
     if args.cancel {
         return cancel(letter_box, &arn, args.json).await;
     }
@@ -392,7 +407,19 @@ async fn redrive(letter_box: &LetterBox, args: &RedriveArgs) -> Result<ExitCode,
     }
     match running {
         Some(_) => eprintln!("A task moves the letters of {queue} already."),
-        None => letter_box.sqs.start_move(&arn, args.rate).await?,
+        None => {
+            // Said, because SQS itself knows it only of letters that it has put there.
+            let to = match &letter_box.source {
+                Some(source) => Some(arn_of(source).await?),
+                None => None,
+            };
+            letter_box.sqs.start_move(&arn, to, args.rate).await.map_err(|e| match e {
+                QueueError::Fatal(why) | QueueError::Transient(why) if why.contains("Dead Letter Queue") => {
+                    Trouble::Usage(format!("{why} SQS moves letters of queues only: --one-by-one does without it"))
+                }
+                other => other.into(),
+            })?;
+        }
     }
     let ended = before.iter().filter(|task| !task.is_running()).filter_map(|task| task.started_at).max();
     follow(letter_box, &arn, Some(ended), args.json).await
@@ -461,13 +488,42 @@ fn ended(letter_box: &LetterBox, task: &Move) -> ExitCode {
         eprintln!("error: SQS gave up moving them: {}", one_line(failure, 200));
         if failure.contains("CouldNotDetermineMessageSource") {
             eprintln!(
-                "They were sent to {} itself, so that SQS cannot tell where they belong: ses-ledger dlq export them, and \
-                 send the bodies to the right queue.",
+                "They were sent to {} itself, so that SQS cannot tell where they belong: name their queue as well, with QUEUE_URL.",
                 letter_box.sqs.name()
             );
         }
     }
     if task.status == "COMPLETED" { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Moves letters without SQS's help. Each is deleted only after the worker's queue has it: one that is in both is stored once.
+async fn carry(letter_box: &LetterBox, as_json: bool) -> Result<ExitCode, Trouble> {
+    let LetterBox { sqs, source: Some(source), .. } = letter_box else {
+        return Err(Trouble::Usage("--one-by-one needs QUEUE_URL (--queue-url): where the letters go".to_owned()));
+    };
+    let (stop, _waiting) = interruption();
+    let (mut moved, screen) = (0, Screen::new(as_json));
+    while !stop.is_cancelled() {
+        let letters = sqs.take_letters(10, WRITE).await?;
+        if letters.is_empty() {
+            break;
+        }
+        let bodies: Vec<String> = letters.iter().map(|letter| letter.body.clone()).collect();
+        if let Err(e) = source.send(&bodies).await {
+            sqs.give_back(&letters).await?;
+            return Err(e.into());
+        }
+        let left = sqs.delete_letters(&letters).await?;
+        moved += (letters.len() - left.len()) as u64;
+        if screen.terminal && !as_json {
+            screen.redraw(&format!("{} letters moved", grouped(moved)), false);
+        }
+    }
+    print(as_json, &json!({ "moved": moved }), || {
+        let line = format!("{} moved to {}.", plural(moved, "letter is", "letters are"), name_of(&source.name()));
+        screen.redraw(&line, true);
+    })?;
+    Ok(if stop.is_cancelled() { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }
 
 async fn export(letter_box: &LetterBox, args: &ExportArgs) -> Result<ExitCode, Trouble> {

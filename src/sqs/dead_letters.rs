@@ -156,12 +156,12 @@ impl Sqs {
         Ok(left)
     }
 
-    /// Has SQS move the letters of this queue to where they came from, so many in a second at most.
+    /// Has SQS move the letters of this queue to another, or to where they came from, so many in a second at most.
     ///
     /// # Errors
     /// If SQS does not start: no permission, no dead-letter queue, or a task runs already.
-    pub async fn start_move(&self, arn: &str, rate: Option<u32>) -> Result<(), QueueError> {
-        let request = self.client.start_message_move_task().source_arn(arn);
+    pub async fn start_move(&self, arn: &str, to: Option<String>, rate: Option<u32>) -> Result<(), QueueError> {
+        let request = self.client.start_message_move_task().source_arn(arn).set_destination_arn(to);
         let request = request.set_max_number_of_messages_per_second(rate.map(|rate| rate as i32));
         request.send().await.map(drop).map_err(|e| self.letter_error(TO_MOVE, &e))
     }

@@ -224,14 +224,51 @@ async fn what_cannot_be_done_is_told_with_what_to_do_about_it() {
     });
     // Sent to the dead-letter queue itself: SQS cannot tell where it belongs.
     queues.dead.send("{}");
-    let failed = queues.dlq(&["redrive"]).await;
+    let dead = queues.url.replace("/events", "/events-dead");
+    let failed = end_of(ses_ledger(["dlq", "redrive", "--dead-letter-queue-url", &dead])).await;
     assert_eq!(failed.code, Some(1), "{}", failed.out);
     assert!(
-        failed.err.contains("CouldNotDetermineMessageSource") && failed.err.contains("dlq export"),
+        failed.err.contains("CouldNotDetermineMessageSource") && failed.err.contains("with QUEUE_URL"),
         "{}",
         failed.err
     );
     queues.all_visible(1);
+    let told = queues.dlq(&["redrive"]).await;
+    assert_eq!((told.code, queues.source.counts().visible), (Some(0), 2), "{}", told.err);
+}
+
+#[tokio::test]
+async fn what_sqs_does_not_move_is_moved_one_by_one() {
+    let queues = Queues::start().await;
+    let undelivered = queues.endpoint.create_queue("undelivered", &[]).expect("the name is good");
+    let letters = queues.endpoint.queue("undelivered").expect("it was just made");
+    for n in 0..12 {
+        letters.send(&delivery(&format!("m{n}")));
+    }
+    let from = ["redrive", "--dead-letter-queue-url", &undelivered];
+    let refused = queues.dlq(&from).await;
+    assert_eq!(refused.code, Some(64), "{}", refused.out);
+    assert!(refused.err.contains("--one-by-one"), "{}", refused.err);
+
+    // What cannot be sent stays.
+    let one_by_one = [from.as_slice(), &["--one-by-one"]].concat();
+    queues.endpoint.faults(|faults| {
+        faults.always(Action::SendMessageBatch, Fault::Reject(SqsError::access_denied()));
+    });
+    let denied = queues.dlq(&one_by_one).await;
+    assert_eq!(denied.code, Some(69), "{}", denied.out);
+    assert!(denied.err.contains("sqs:SendMessage"), "{}", denied.err);
+    assert_eq!((letters.counts().visible, queues.source.counts().visible), (12, 0));
+    queues.endpoint.faults(|faults| {
+        faults.clear();
+    });
+
+    let moved = queues.dlq(&one_by_one).await;
+    assert_eq!((moved.code, moved.out.as_str()), (Some(0), "12 letters are moved to events.\n"), "{}", moved.err);
+    let left = letters.counts();
+    assert_eq!((left.visible, left.in_flight, queues.source.counts().visible), (0, 0, 12));
+    let nowhere = end_of(ses_ledger(["dlq", "redrive", "--one-by-one", "--dead-letter-queue-url", &undelivered])).await;
+    assert_eq!(nowhere.code, Some(64), "{}", nowhere.out);
 }
 
 #[tokio::test]
