@@ -8,8 +8,9 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::form
 
 use crate::{
     commands::{
-        decode, demo::DemoArgs, dlq::DlqArgs, doctor::DoctorArgs, explain::ExplainArgs, find::FindArgs, health,
-        migrate::MigrateArgs, orphans::OrphansArgs, quarantine::QuarantineArgs, serve::ServeArgs,
+        adopt::AdoptArgs, decode, demo::DemoArgs, dlq::DlqArgs, doctor::DoctorArgs, erase::EraseArgs,
+        explain::ExplainArgs, find::FindArgs, health, migrate::MigrateArgs, orphans::OrphansArgs,
+        partitions::PartitionsArgs, quarantine::QuarantineArgs, retention::RetentionArgs, serve::ServeArgs,
         simulate::SimulateArgs, smoke::SmokeArgs, status::StatusArgs,
     },
     metrics::{Export, emf::EmfSettings},
@@ -19,6 +20,7 @@ use crate::{
     },
     postgres::{Auth, Pooler, PostgresSettings},
     pulse::{self, Identity, Runtime},
+    retention::Retention,
     site::{Keys, SiteSettings},
     sqs::{Access, SqsSettings},
     telemetry::{LogFormat, TraceSettings},
@@ -109,6 +111,11 @@ pub enum Command {
     /// The login has to write log rows and read events (ses_ledger_sender, ses_ledger_operator); the one that migrates also
     /// removes them at the end.
     Smoke(Box<SmokeArgs>),
+    /// Let go of what is too old, or see what would go
+    Retention(RetentionArgs),
+    /// Make the monthly partitions of the coming months, or list all of them
+    Partitions(PartitionsArgs),
+    Erase(EraseArgs),
     /// Prove on this machine, or on your own deployment, that nothing is lost, doubled or wrong
     ///
     /// Makes up mails and what SES reports about them, in every envelope, and knows the truth. Misbehaves like the real world:
@@ -117,6 +124,12 @@ pub enum Command {
     Simulate(Box<SimulateArgs>),
     /// Bring the database's schema up to date, or look at it
     Migrate(MigrateArgs),
+    /// Bring mails and events from existing tables of another shape into ours, while everybody goes on
+    ///
+    /// Log rows become mails, event rows become events, as the worker would have stored them; duplicates collapse, SES ids are
+    /// found in the headers where their column is empty, and every row that cannot be taken is told with the reason. It can be
+    /// stopped at any moment and goes on where it was; run again, it takes what is new. It needs the login that migrates.
+    Adopt(Box<AdoptArgs>),
     Decode(decode::Args),
 }
 
@@ -333,9 +346,8 @@ pub struct WorkerArgs {
     #[arg(long, env, default_value = "10s", value_parser = duration, value_name = "TIME", help_heading = "Pipeline")]
     pub sweep_interval: Duration,
 
-    /// Empty the payloads of events that are older, like 90d; at least 1d [default: keep them]
-    #[arg(long, env, value_parser = duration, value_name = "TIME", help_heading = "Pipeline")]
-    pub retention_payload: Option<Duration>,
+    #[command(flatten)]
+    pub retention: Retention,
 
     /// Which part of each event's JSON to keep in the column payload
     #[arg(long, env, value_enum, default_value_t = PayloadPolicy::Event, help_heading = "Pipeline")]
@@ -404,6 +416,10 @@ impl Cli {
             Command::Status(args) => args.database.check(),
             Command::Find(args) => args.check(),
             Command::Explain(args) => args.check(),
+            Command::Retention(args) => args.check(),
+            Command::Partitions(args) => args.database.check(),
+            Command::Erase(args) => args.check(),
+            Command::Adopt(args) => args.check(),
             Command::Decode(_) | Command::Health(_) => Ok(()),
         };
         checked.map_err(|wrong| {
@@ -575,12 +591,12 @@ impl WorkerArgs {
 
     /// What to do beside the queue.
     pub fn upkeep(&self) -> UpkeepSettings {
-        UpkeepSettings { sweep_interval: self.sweep_interval, retention_payload: self.retention_payload }
+        UpkeepSettings { sweep_interval: self.sweep_interval, retention: self.retention }
     }
 
     /// What the worker calls itself in its heartbeat.
     pub fn identity(&self) -> Identity {
-        let retention_payload = self.retention_payload;
+        let retention_payload = self.retention.retention_payload;
         let given = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
         if let Some(name) = given(&self.aws_lambda_function_name) {
             return Identity { name, runtime: Runtime::Lambda, retention_payload };
@@ -659,13 +675,10 @@ impl WorkerArgs {
             ),
             (self.delete_budget.is_zero(), "DELETE_BUDGET has to be longer than zero".to_owned()),
             (self.sweep_interval.is_zero(), "SWEEP_INTERVAL has to be longer than zero".to_owned()),
-            (
-                self.retention_payload.is_some_and(|age| age < Duration::from_secs(24 * 3600)),
-                "RETENTION_PAYLOAD has to be at least 1d".to_owned(),
-            ),
             (self.emf_interval < Duration::from_secs(1), "EMF_INTERVAL has to be at least 1s".to_owned()),
         ];
-        rules.into_iter().find(|(broken, _)| *broken).map_or(Ok(()), |(_, why)| Err(why))
+        rules.into_iter().find(|(broken, _)| *broken).map_or(Ok(()), |(_, why)| Err(why))?;
+        self.retention.check()
     }
 }
 
@@ -733,7 +746,7 @@ pub(crate) fn queue(text: &str) -> Result<QueueAddress, String> {
     Ok(QueueAddress { url: url.to_owned(), access })
 }
 
-fn check_database_url(url: &str, has_secret: bool) -> Result<(), String> {
+pub(crate) fn check_database_url(url: &str, has_secret: bool) -> Result<(), String> {
     let rest = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"));
     match rest {
         None => {

@@ -76,6 +76,8 @@ pub struct Event {
     pub recipient: Address,
     /// The recipient is one of several candidates (complaints name everybody at the domain).
     pub candidate: bool,
+    /// When SES took the mail, if the event says so.
+    pub mailed_at: Option<OffsetDateTime>,
     /// The columns that people filter by.
     pub detail: Detail,
     /// What is kept of the event, as JSON text without U+0000.

@@ -10,6 +10,7 @@ pub mod sqs;
 pub mod event;
 pub mod pipeline;
 
+pub mod adoption;
 pub mod metrics;
 pub mod orphans;
 pub mod postgres;
@@ -18,7 +19,10 @@ pub mod replay;
 pub mod status;
 pub mod upkeep;
 
+pub mod erasure;
 pub mod explain;
+pub mod export;
+pub mod retention;
 
 pub mod cli;
 pub mod commands;

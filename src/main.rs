@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use ses_ledger::{
     cli::{Cli, Command, EXIT_USAGE, Surroundings},
     commands::{
-        decode, demo, dlq, doctor, explain, find, health, migrate, orphans, quarantine, run, serve, simulate, smoke,
-        status,
+        adopt, decode, demo, dlq, doctor, erase, explain, find, health, migrate, orphans, partitions, quarantine,
+        retention, run, serve, simulate, smoke, status,
     },
     telemetry,
 };
@@ -38,7 +38,11 @@ fn main() -> ExitCode {
         Command::Doctor(args) => on_runtime(doctor::run(*args)),
         Command::Smoke(args) => on_runtime(smoke::run(*args)),
         Command::Simulate(args) => on_runtime(simulate::run(*args, Surroundings::read())),
+        Command::Retention(args) => on_runtime(retention::run(args)),
+        Command::Erase(args) => on_runtime(erase::run(args)),
+        Command::Partitions(args) => on_runtime(partitions::run(args)),
         Command::Migrate(args) => on_runtime(migrate::run(args)),
+        Command::Adopt(args) => on_runtime(adopt::run(*args)),
         Command::Decode(args) => decode::run(args),
     };
     if let Some(traces) = traces {

@@ -88,8 +88,10 @@ metrics! {
     events_decoded: Counter = Counter::default();
     /// Events that became a new row.
     events_inserted: Counter = Counter::default();
-    /// Events whose row was there already.
+    /// Events whose row was there already, or was let go.
     events_duplicate: Counter = Counter::default();
+    /// Those of them whose row or mail was let go.
+    events_expired: Counter = Counter::default();
     /// Events parked because their mail is not known yet.
     events_orphaned: Counter = Counter::default();
     /// Events that the database refused; they are in quarantine.
@@ -106,8 +108,12 @@ metrics! {
     quarantined_bodies: Gauge = Gauge::default();
     /// Monthly partitions that are there beyond this month; three have to be.
     months_ahead: Gauge = Gauge::default();
-    /// Times that retention came to its end without a fault, also if it keeps everything.
+    /// Times that retention came to its end without a fault, also if it keeps everything; not while the removal of rows is overdue.
     retention_runs: Counter = Counter::default();
+    /// Payloads and bodies that were older than their retention and are emptied.
+    retention_emptied: Counter = Counter::default();
+    /// Seconds since `ses-ledger retention run` came to its end, or could have run for the first time; zero if no rows are to be removed.
+    retention_age_seconds: Gauge = Gauge::default();
 
     /// Decoded parts of messages that are none of our business, by reason. A message that comes again counts again.
     ignored: Family<ReasonLabels, Counter> = Family::default();
@@ -308,6 +314,10 @@ impl Metrics {
             match verdict {
                 Verdict::Inserted => self.events_inserted.inc(),
                 Verdict::Duplicate => self.events_duplicate.inc(),
+                Verdict::Expired => {
+                    self.events_expired.inc();
+                    self.events_duplicate.inc()
+                }
                 Verdict::Orphaned => self.events_orphaned.inc(),
                 Verdict::Quarantined => self.events_quarantined.inc(),
             };

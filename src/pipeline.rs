@@ -81,6 +81,8 @@ pub enum Verdict {
     Inserted,
     /// Its row was there already.
     Duplicate,
+    /// Its row, or its mail, was let go: it is not stored again.
+    Expired,
     /// Parked until its mail's log row appears.
     Orphaned,
     /// Refused by the database, and quarantined for it.

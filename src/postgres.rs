@@ -1,13 +1,17 @@
 //! The [`Store`] over PostgreSQL. This file and its folder alone hold SQL.
 
+pub mod adoption;
 pub mod answers;
 pub mod audit;
 pub mod condition;
+pub mod erasure;
 pub mod figures;
 mod iam;
+pub mod letting_go;
 mod login;
 pub mod mails;
 pub mod migrations;
+pub mod mirror;
 pub mod pulse;
 pub mod schema;
 mod secret;
@@ -27,7 +31,8 @@ use sha2::{Digest as _, Sha256};
 use sqlx::{
     Connection as _, Executor as _, PgConnection, PgPool, Row as _,
     pool::PoolConnection,
-    postgres::{PgPoolOptions, PgRow},
+    postgres::{PgArguments, PgPoolOptions, PgRow},
+    query::Query,
 };
 use time::OffsetDateTime;
 use tokio::time::timeout;
@@ -418,7 +423,8 @@ impl Store for Postgres {
 /// The arrivals, turned into one array per column.
 struct Columns<'a> {
     uuids: Vec<Uuid>,
-    message_ids: Vec<&'a str>,
+    /// `None` only where the mail is known without it.
+    message_ids: Vec<Option<&'a str>>,
     log_uuids: Vec<Option<Uuid>>,
     kinds: Vec<&'a str>,
     occurred_at: Vec<OffsetDateTime>,
@@ -433,6 +439,7 @@ struct Columns<'a> {
     sns_message_ids: Vec<Option<&'a str>>,
     eventbridge_ids: Vec<Option<&'a str>>,
     received_at: Vec<OffsetDateTime>,
+    mailed_at: Vec<Option<OffsetDateTime>>,
 }
 
 impl<'a> Columns<'a> {
@@ -442,7 +449,7 @@ impl<'a> Columns<'a> {
         }
         Self {
             uuids: column(arrivals, |_| Uuid::now_v7()),
-            message_ids: column(arrivals, |a| a.event.message_id.as_str()),
+            message_ids: column(arrivals, |a| Some(a.event.message_id.as_str())),
             log_uuids: column(arrivals, |a| a.event.log_uuid),
             kinds: column(arrivals, |a| a.event.kind.as_str()),
             occurred_at: column(arrivals, |a| a.event.occurred_at),
@@ -461,6 +468,7 @@ impl<'a> Columns<'a> {
             sns_message_ids: column(arrivals, |a| a.event.source.sns_message_id.as_deref()),
             eventbridge_ids: column(arrivals, |a| a.event.source.eventbridge_id.as_deref()),
             received_at: column(arrivals, |a| a.origin.received_at),
+            mailed_at: column(arrivals, |a| a.event.mailed_at),
         }
     }
 
@@ -469,10 +477,16 @@ impl<'a> Columns<'a> {
         if self.uuids.is_empty() {
             return Ok((Vec::new(), Vec::new()));
         }
+        let rows = self.bind(sqlx::query(STORE_BATCH)).fetch_all(session).await?;
+        self.read_verdicts(&rows)
+    }
+
+    /// Binds all columns, in the order of `from_batch.sql`.
+    fn bind<'q>(&'q self, query: Query<'q, sqlx::Postgres, PgArguments>) -> Query<'q, sqlx::Postgres, PgArguments> {
         let detail = |value: fn(&'a Detail) -> &'a Option<String>| -> Vec<Option<&'a str>> {
             self.details.iter().map(|detail| value(detail).as_deref()).collect()
         };
-        let rows = sqlx::query(STORE_BATCH)
+        query
             .bind(&self.uuids)
             .bind(&self.message_ids)
             .bind(&self.log_uuids)
@@ -501,9 +515,7 @@ impl<'a> Columns<'a> {
             .bind(&self.sns_message_ids)
             .bind(&self.eventbridge_ids)
             .bind(&self.received_at)
-            .fetch_all(session)
-            .await?;
-        self.read_verdicts(&rows)
+            .bind(&self.mailed_at)
     }
 
     fn read_verdicts(&self, rows: &[PgRow]) -> Result<(Vec<Verdict>, Vec<String>), sqlx::Error> {
@@ -514,6 +526,7 @@ impl<'a> Columns<'a> {
             let verdict = match row.try_get("verdict")? {
                 "inserted" => Verdict::Inserted,
                 "orphaned" => Verdict::Orphaned,
+                "expired" => Verdict::Expired,
                 _ => Verdict::Duplicate,
             };
             if let Some(slot) = verdicts.get_mut(number as usize - 1) {

@@ -59,6 +59,20 @@ pub(crate) fn percent(part: u64, whole: u64) -> String {
     }
 }
 
+/// Bytes in the largest unit that fits: `512 B`, `1.4 kB`, `648.0 MB`.
+pub(crate) fn weight(bytes: u64) -> String {
+    let units = ["kB", "MB", "GB", "TB"];
+    let mut size = bytes as f64;
+    let mut unit = "B";
+    for larger in units {
+        if size < 1_000.0 {
+            break;
+        }
+        (size, unit) = (size / 1_000.0, larger);
+    }
+    if unit == "B" { format!("{bytes} B") } else { format!("{size:.1} {unit}") }
+}
+
 /// At most so many characters, none of them one that acts on the terminal.
 pub(crate) fn one_line(text: &str, longest: usize) -> String {
     let flat: String = text.chars().take(longest + 1).map(|c| if acts_on_terminal(c) { ' ' } else { c }).collect();
@@ -120,6 +134,14 @@ mod tests {
         assert_eq!(visible("ä\n\u{1b}[2J\u{202e}".as_bytes()), "ä\\n\\u{1b}[2J\\u{202e}");
         assert_eq!(visible(b"a\xff\xc3"), "a\\xff\\xc3");
         assert_eq!(one_line("a\u{1b}\u{202e}b", 9), "a  b");
+    }
+
+    #[test]
+    fn a_weight_is_told_in_the_largest_unit_that_fits() {
+        assert_eq!(
+            [0, 999, 1_400, 648_000_000, 5_000_000_000_000].map(weight),
+            ["0 B", "999 B", "1.4 kB", "648.0 MB", "5.0 TB"]
+        );
     }
 
     #[test]

@@ -167,7 +167,7 @@ impl Replayed {
         match verdict {
             Verdict::Inserted => self.inserted += 1,
             Verdict::Orphaned => self.orphaned += 1,
-            Verdict::Duplicate | Verdict::Quarantined => self.duplicate += 1,
+            Verdict::Duplicate | Verdict::Expired | Verdict::Quarantined => self.duplicate += 1,
         }
     }
 }

@@ -14,11 +14,13 @@ use crate::{
     metrics::Metrics,
     orphans::{self, Turns},
     postgres::{
-        self, Postgres,
+        self, Postgres, letting_go,
         pulse::forget,
-        upkeep::{Emptied, empty_payloads, waiting_rooms},
+        upkeep::{Content, Emptied, empty, waiting_rooms},
     },
     pulse::{self, Pulse},
+    readable::span,
+    retention::Retention,
 };
 
 /// How often partitions and retention are looked after, and how many months partitions are made ahead.
@@ -26,19 +28,22 @@ const SELDOM: Duration = Duration::from_secs(3600);
 const MONTHS_AHEAD: u32 = 3;
 /// How often the waiting rooms are counted.
 const COUNT_EVERY: Duration = Duration::from_secs(60);
-/// Events to look at in one statement, and how long to leave the database to others after it.
+/// Events to look at in one statement, and how many times as long as it took to leave the database to others after it: so it
+/// has a tenth of one connection, however slow the database is.
 const SLICE: u32 = 1_000;
-const PAUSE: Duration = Duration::from_millis(100);
 /// What a beat may take; and the last one, for which a process that leaves has little time.
 const BEAT: Duration = Duration::from_secs(5);
 const GOODBYE: Duration = Duration::from_millis(500);
+const REST: u32 = 9;
+/// A scheduled removal runs daily: one that is older than this was missed.
+const OVERDUE: Duration = Duration::from_secs(49 * 3600);
 
 /// What to do how often.
 #[derive(Clone, Copy, Debug)]
 pub struct UpkeepSettings {
     pub sweep_interval: Duration,
-    /// Payloads of events that are older are emptied; `None`: kept for ever.
-    pub retention_payload: Option<Duration>,
+    /// How long what is kept.
+    pub retention: Retention,
 }
 
 /// What one round did.
@@ -48,7 +53,7 @@ pub struct Done {
     pub attached: u64,
     /// Monthly partitions that were missing.
     pub partitions: i32,
-    /// Payloads that were let go of.
+    /// Payloads and bodies that were let go of.
     pub emptied: u64,
     /// The time was enough for all of it; else the next round goes on.
     pub complete: bool,
@@ -59,7 +64,7 @@ pub async fn forever(postgres: Postgres, settings: UpkeepSettings, metrics: Arc<
     let rounds = async {
         tokio::join!(
             sweep_on_and_on(&postgres, settings.sweep_interval),
-            look_after_tables(&postgres, settings.retention_payload, &metrics),
+            look_after_tables(&postgres, settings.retention, &metrics),
             count_on_and_on(&postgres, &metrics),
         )
     };
@@ -126,7 +131,7 @@ pub async fn once(
     let mut done = Done { partitions, ..Done::default() };
     let swept = orphans::sweep_until(postgres, until, &mut done.attached).await?;
     forget(postgres).await?;
-    let retained = retain(postgres, settings.retention_payload, metrics, until, &mut done.emptied).await?;
+    let retained = retain(postgres, settings.retention, metrics, until, &mut done.emptied).await?;
     done.complete = swept && retained;
     Ok(done)
 }
@@ -159,7 +164,7 @@ async fn sweep_on_and_on(postgres: &Postgres, every: Duration) -> Infallible {
     }
 }
 
-async fn look_after_tables(postgres: &Postgres, retention: Option<Duration>, metrics: &Metrics) -> Infallible {
+async fn look_after_tables(postgres: &Postgres, retention: Retention, metrics: &Metrics) -> Infallible {
     let mut ticks = interval(SELDOM);
     loop {
         ticks.tick().await;
@@ -174,7 +179,7 @@ async fn look_after_tables(postgres: &Postgres, retention: Option<Duration>, met
         let (mut emptied, until) = (0, Instant::now() + SELDOM);
         let outcome = retain(postgres, retention, metrics, until, &mut emptied).await;
         if emptied > 0 {
-            info!("emptied {emptied} payloads that were older than RETENTION_PAYLOAD");
+            info!("emptied {emptied} payloads and bodies that were older than RETENTION_PAYLOAD or RETENTION_BODY");
         }
         if let Err(e) = outcome {
             warn!("{e:#}");
@@ -193,30 +198,72 @@ async fn count_on_and_on(postgres: &Postgres, metrics: &Metrics) -> Infallible {
     }
 }
 
-/// Lets go of what is too old, if anything ever is. Says whether it came to an end; that it ran without a fault is counted.
+/// For how long nobody has removed what is too old. Says whether somebody should have.
+async fn gauge_tables(postgres: &Postgres, retention: Retention, metrics: &Metrics) -> anyhow::Result<bool> {
+    if !retention.removes_rows() {
+        return Ok(false);
+    }
+    let age = letting_go::since_last_run(postgres).await?;
+    metrics.retention_age_seconds.set(age.as_secs() as i64);
+    if age > OVERDUE {
+        warn!("nobody has removed what is too old for {}: schedule ses-ledger retention run", span(age));
+    }
+    Ok(age > OVERDUE)
+}
+
+/// Lets go of what is too old and stays in its row, if anything ever is. Says whether it came to an end. That it ran without
+/// a fault is counted, unless rows are to be removed and nobody does: so one alarm is enough for both.
 async fn retain(
     postgres: &Postgres,
-    payload: Option<Duration>,
+    retention: Retention,
     metrics: &Metrics,
     until: Instant,
     emptied: &mut u64,
 ) -> anyhow::Result<bool> {
-    let complete = match payload {
-        Some(age) => empty_until(postgres, age, until, emptied).await?,
-        None => true,
-    };
-    metrics.retention_runs.inc();
+    let before = *emptied;
+    let mut complete = true;
+    for (what, age) in retention.emptied() {
+        complete &= empty_until(postgres, what, age, until, emptied).await?;
+    }
+    metrics.retention_emptied.inc_by(*emptied - before);
+    if !gauge_tables(postgres, retention, metrics).await? {
+        metrics.retention_runs.inc();
+    }
     Ok(complete)
 }
 
-async fn empty_until(postgres: &Postgres, age: Duration, until: Instant, emptied: &mut u64) -> anyhow::Result<bool> {
+/// Empties what is old, slice by slice; says whether it came to an end.
+pub(crate) async fn empty_until(
+    postgres: &Postgres,
+    what: Content,
+    age: Duration,
+    until: Instant,
+    emptied: &mut u64,
+) -> anyhow::Result<bool> {
+    let mut pace = Pace::begin();
     while Instant::now() < until {
-        let Emptied { payloads, finished } = empty_payloads(postgres, age, SLICE).await?;
-        *emptied += payloads;
+        let Emptied { rows, finished } = empty(postgres, what, age, SLICE).await?;
+        *emptied += rows;
         if finished {
             return Ok(true);
         }
-        sleep(PAUSE).await;
+        pace.rest().await;
     }
     Ok(false)
+}
+
+/// Works a little and rests for long, so that those who store hardly notice.
+pub(crate) struct Pace {
+    since: Instant,
+}
+
+impl Pace {
+    pub(crate) fn begin() -> Self {
+        Self { since: Instant::now() }
+    }
+
+    pub(crate) async fn rest(&mut self) {
+        sleep(self.since.elapsed() * REST).await;
+        self.since = Instant::now();
+    }
 }

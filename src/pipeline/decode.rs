@@ -99,6 +99,11 @@ pub fn decode(body: &[u8], received_at: OffsetDateTime, settings: &DecodeSetting
     envelope::unwrap(body, received_at, settings)
 }
 
+/// Reads a time in any spelling that was seen in an event; `None` if it is none.
+pub(crate) fn time_in(text: &str) -> Option<OffsetDateTime> {
+    timestamp::read(&json::Value::String(text.into()))
+}
+
 /// Declares a fieldless enum whose variants have a stable name, and a meaning: their doc comment.
 macro_rules! named {
     ($(#[$doc:meta])* $name:ident { $(#[doc = $meaning:literal] $variant:ident = $text:literal,)+ }) => {

@@ -1,2 +1,2 @@
 -- What is due goes the way of a batch.
-u AS MATERIALIZED (SELECT due.*, row_number() OVER () AS ord FROM due),
+u AS MATERIALIZED (SELECT due.*, NULL::timestamptz AS mailed_at, row_number() OVER () AS ord FROM due),

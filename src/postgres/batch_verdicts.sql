@@ -1,5 +1,6 @@
 SELECT m.ord,
-       CASE WHEN inserted.uuid IS NOT NULL THEN 'inserted' WHEN parked.uuid IS NOT NULL THEN 'orphaned' ELSE 'duplicate' END AS verdict,
+       CASE WHEN inserted.uuid IS NOT NULL THEN 'inserted' WHEN parked.uuid IS NOT NULL THEN 'orphaned'
+            WHEN m.is_let_go THEN 'expired' ELSE 'duplicate' END AS verdict,
        merged.linked
 FROM m
 LEFT JOIN inserted ON inserted.uuid = m.uuid

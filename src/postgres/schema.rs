@@ -35,7 +35,7 @@ pub enum Severity {
 const MONTHS_AHEAD: i32 = 2;
 
 /// Tables and the columns that the statements name.
-const TABLES: [(&str, &[&[&str]]); 7] = [
+const TABLES: [(&str, &[&[&str]]); 10] = [
     ("email_logs", &[&LOG_COLUMNS, &FACTS]),
     ("email_events", &[&["email_log_uuid"], &EVENT_COLUMNS]),
     ("orphaned_events", &[&["aws_message_id", "log_uuid", "fact_key"], &EVENT_COLUMNS]),
@@ -43,6 +43,9 @@ const TABLES: [(&str, &[&[&str]]); 7] = [
     ("ses_ledger_workers", &[&WORKER_COLUMNS]),
     ("ses_ledger_minutes", &[&["minute", "worker", "lags", "queues"], Counts::NAMES]),
     ("ses_ledger_kinds", &[&["event_type", "last_occurred_at", "last_stored_at", "since"]]),
+    ("ses_ledger_horizon", &[&["events_from", "events_from_id", "logs_from", "logs_from_id"]]),
+    ("ses_ledger_erased", &[&["mail", "name"]]),
+    ("ses_ledger_adoptions", &[&["whole_seconds_until"]]),
 ];
 
 /// What the worker only reads of a log row, or does not look at.
@@ -212,7 +215,7 @@ const UNIQUE_INDEXES: [UniqueIndex; 6] = [
     },
 ];
 
-const FUNCTIONS: [&str; 8] = [
+const FUNCTIONS: [&str; 10] = [
     "ses_ledger_message_id(text)",
     "ses_ledger_fact(text, text, text)",
     "ses_ledger_bounce_class_of(text, text, text)",
@@ -221,10 +224,12 @@ const FUNCTIONS: [&str; 8] = [
     "email_events_ensure_ahead(integer)",
     "email_events_ensure_for(text[], uuid[])",
     "ses_ledger_empty_payloads(interval, integer)",
+    "ses_ledger_empty_bodies(interval, integer)",
+    "ses_ledger_erased_name(text)",
 ];
 
 /// What the worker does to each table.
-const WORKER_RIGHTS: [(&str, &str); 21] = [
+const WORKER_RIGHTS: [(&str, &str); 24] = [
     ("email_logs", "SELECT"),
     ("email_events", "SELECT"),
     ("email_events", "INSERT"),
@@ -246,6 +251,9 @@ const WORKER_RIGHTS: [(&str, &str); 21] = [
     ("ses_ledger_kinds", "SELECT"),
     ("ses_ledger_kinds", "INSERT"),
     ("ses_ledger_kinds", "UPDATE"),
+    ("ses_ledger_horizon", "SELECT"),
+    ("ses_ledger_erased", "SELECT"),
+    ("ses_ledger_adoptions", "SELECT"),
 ];
 
 /// Compares the database with what this binary needs. Empty means that all is well.
@@ -514,7 +522,7 @@ async fn partitions(postgres: &Postgres) -> Result<Vec<Finding>, sqlx::Error> {
     let finding = |name| {
         Finding::warning(
             format!("the partition {name} is missing"),
-            "SELECT email_events_ensure_ahead(3); the worker does so by itself",
+            "ses-ledger partitions ensure; the worker does so by itself",
         )
     };
     Ok(missing.into_iter().map(finding).collect())

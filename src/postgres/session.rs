@@ -47,6 +47,8 @@ impl Settings {
             ("statement_timeout", timeout.clone()),
             ("idle_in_transaction_session_timeout", timeout),
             ("timezone", "UTC".to_owned()),
+            // Compiling a statement takes longer than any of ours runs; over many partitions their estimated cost suggests it.
+            ("jit", "off".to_owned()),
         ];
         values.push(match settings.read_only {
             true => ("default_transaction_read_only", "on".to_owned()),

@@ -1,11 +1,45 @@
 -- The one statement that stores: `u` holds the events, wherever they come from.
+-- Those of mails in which somebody was erased (see migration 16): a row of hers is known by what stands in her place, and
+-- nothing else of it comes back. A row that does not say whose it is may be hers.
+erased AS MATERIALIZED (
+  SELECT u.ord, ses_ledger_erased_name(u.recipient) AS name,
+         u.recipient = '' OR bool_or(x.name = ses_ledger_erased_name(u.recipient)) AS is_hers
+  FROM u JOIN ses_ledger_erased AS x ON x.mail IN (u.aws_message_id, u.log_uuid::text)
+  GROUP BY u.ord, u.recipient
+),
 -- The mail of each: by the id of SES, else by its own id in the tag.
 m AS MATERIALIZED (
-  SELECT u.*, coalesce(by_id.uuid, by_tag.uuid) AS email_log_uuid,
+  SELECT u.uuid, u.aws_message_id, u.log_uuid, u.event_type, u.occurred_at, u.time_source,
+         CASE WHEN erased.is_hers THEN erased.name ELSE u.recipient END AS recipient,
+         u.candidate, u.bounce_type, u.bounce_subtype, u.smtp_status,
+         CASE WHEN erased.is_hers THEN NULL ELSE u.diagnostic END AS diagnostic,
+         u.complaint_type, u.complaint_subtype, u.delay_type,
+         CASE WHEN erased.is_hers THEN NULL ELSE u.link END AS link, u.link_digest,
+         CASE WHEN erased.is_hers THEN NULL ELSE u.ip END AS ip,
+         CASE WHEN erased.is_hers THEN NULL ELSE u.user_agent END AS user_agent,
+         u.bot, u.feedback_id, u.reporting_mta,
+         -- The payload of another recipient's row may name her as well.
+         CASE WHEN erased.ord IS NULL THEN u.payload END AS payload,
+         u.queue, u.sqs_message_id, u.sns_message_id, u.eventbridge_id, u.received_at, u.mailed_at, u.ord,
+         coalesce(by_id.uuid, by_tag.uuid) AS email_log_uuid,
          -- An id that the log would spell otherwise may be another mail's by then: refused for ever, and not for its data.
          by_id.uuid IS NULL AND by_tag.uuid IS NOT NULL AND by_tag.aws_message_id IS NULL
-           AND ses_ledger_message_id(u.aws_message_id) = u.aws_message_id AS can_link
+           AND ses_ledger_message_id(u.aws_message_id) = u.aws_message_id AS can_link,
+         -- What belongs to a time that was let go (see migration 15). Of a known mail that is told by its id, or by its row
+         -- where the id tells no time; of an unknown one by the id in the tag, or by the time at which SES took the mail.
+         -- WHERE singleton, for its index: a plan that reads a table through counts as so dear that it would be compiled (JIT).
+         coalesce(CASE
+           WHEN by_id.uuid IS NULL AND by_tag.uuid IS NULL THEN
+             u.mailed_at < (SELECT logs_from FROM ses_ledger_horizon WHERE singleton)
+             OR (u.log_uuid < (SELECT logs_from_id FROM ses_ledger_horizon WHERE singleton) AND ses_ledger_is_v7(u.log_uuid))
+           WHEN coalesce(by_id.uuid, by_tag.uuid) >= (SELECT events_from_id FROM ses_ledger_horizon WHERE singleton)
+             AND coalesce(by_id.created_at, by_tag.created_at) >= (SELECT events_from FROM ses_ledger_horizon WHERE singleton) THEN false
+           WHEN ses_ledger_is_v7(coalesce(by_id.uuid, by_tag.uuid)) THEN
+             coalesce(by_id.uuid, by_tag.uuid) < (SELECT events_from_id FROM ses_ledger_horizon WHERE singleton)
+           ELSE coalesce(by_id.created_at, by_tag.created_at) < (SELECT events_from FROM ses_ledger_horizon WHERE singleton)
+         END, false) AS is_let_go
   FROM u
+  LEFT JOIN erased USING (ord)
   LEFT JOIN email_logs AS by_id ON by_id.aws_message_id = u.aws_message_id
   LEFT JOIN email_logs AS by_tag ON by_id.uuid IS NULL AND by_tag.uuid = u.log_uuid
 ),
@@ -22,7 +56,17 @@ inserted AS (
     bounce_type, bounce_subtype, smtp_status, diagnostic, complaint_type, complaint_subtype, delay_type,
     link, link_digest, ip, user_agent, bot, feedback_id, reporting_mta,
     payload::jsonb, queue, sqs_message_id, sns_message_id, eventbridge_id, received_at
-  FROM m WHERE email_log_uuid IS NOT NULL
+  FROM m WHERE email_log_uuid IS NOT NULL AND NOT is_let_go
+    -- An open or click that was adopted from a table of whole seconds is known by its second. Only mails up to the last
+    -- such one are asked about: all others, and everybody who adopted nothing, pay for one comparison.
+    AND (event_type NOT IN ('open', 'click')
+      OR email_log_uuid > coalesce((SELECT whole_seconds_until FROM ses_ledger_adoptions WHERE whole_seconds_until IS NOT NULL
+                                    ORDER BY whole_seconds_until DESC LIMIT 1), '00000000-0000-0000-0000-000000000000')
+      OR (SELECT true FROM email_events AS e
+          WHERE e.email_log_uuid = m.email_log_uuid AND e.event_type = m.event_type AND e.event_type IN ('open', 'click')
+            AND e.occurred_at = date_trunc('second', m.occurred_at) AND e.link_digest = m.link_digest
+            AND (e.recipient = m.recipient OR e.recipient = '' OR m.recipient = '')
+            AND e.queue LIKE 'adopted:%' LIMIT 1) IS NULL)
   ORDER BY email_log_uuid, event_type, recipient, occurred_at, link_digest, ord
   ON CONFLICT DO NOTHING  -- without a target: covers both rules of uniqueness
   RETURNING uuid
@@ -40,7 +84,7 @@ parked AS (
     bounce_type, bounce_subtype, smtp_status, diagnostic, complaint_type, complaint_subtype, delay_type,
     link, link_digest, ip, user_agent, bot, feedback_id, reporting_mta,
     payload::jsonb, queue, sqs_message_id, sns_message_id, eventbridge_id, received_at
-  FROM m WHERE email_log_uuid IS NULL AND (SELECT count(*) FROM inserted) >= 0
+  FROM m WHERE email_log_uuid IS NULL AND NOT is_let_go AND (SELECT count(*) FROM inserted) >= 0
   ORDER BY aws_message_id, event_type, recipient, occurred_at, link_digest, log_uuid, bounce_type, complaint_type,
     complaint_subtype, ord
   ON CONFLICT DO NOTHING
@@ -54,7 +98,7 @@ links AS (
   GROUP BY email_log_uuid
 ),
 -- What the events say about each mail. Times and classes come from every event, also from one whose row was there
--- already: the earliest and the worst are the same whatever arrives first. Only counts need rows really inserted.
+-- already, or was let go: the earliest and the worst are the same whatever arrives first. Only counts need rows really inserted.
 facts AS (
   SELECT s.email_log_uuid,
          min(occurred_at) FILTER (WHERE fact = 'sent') AS sent_at,

@@ -18,10 +18,19 @@ pub struct WaitingRooms {
     pub months_ahead: i64,
 }
 
-/// What one slice of the pass over old payloads did.
+/// What can be emptied without its row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Payloads of events.
+    Payloads,
+    /// Bodies and headers of mails.
+    Bodies,
+}
+
+/// What one slice of a pass over old payloads or bodies did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Emptied {
-    pub payloads: u64,
+    pub rows: u64,
     /// The pass is over, or another worker is at it.
     pub finished: bool,
 }
@@ -52,16 +61,23 @@ pub async fn waiting_rooms(postgres: &Postgres, months: u32) -> anyhow::Result<W
     counted.context("cannot count the orphaned events and the quarantine")
 }
 
-/// Looks at the next `most` events of mails that are older than `age`, and empties their payloads.
+/// Looks at the next `most` rows of mails that are older than `age`, and empties what is old in them.
 ///
 /// # Errors
 /// If the database cannot be reached, or the role may not call the function.
-pub async fn empty_payloads(postgres: &Postgres, age: Duration, most: u32) -> anyhow::Result<Emptied> {
-    let query = sqlx::query("SELECT emptied, finished FROM ses_ledger_empty_payloads(make_interval(secs => $1), $2)");
-    let query = query.bind(age.as_secs_f64()).bind(most as i32);
-    let read = |row: PgRow| {
-        Ok(Emptied { payloads: row.try_get::<i32, _>("emptied")? as u64, finished: row.try_get("finished")? })
+pub async fn empty(postgres: &Postgres, what: Content, age: Duration, most: u32) -> anyhow::Result<Emptied> {
+    let (next, context) = match what {
+        Content::Payloads => (
+            "SELECT emptied, finished FROM ses_ledger_empty_payloads(make_interval(secs => $1), $2)",
+            "cannot empty old payloads",
+        ),
+        Content::Bodies => (
+            "SELECT emptied, finished FROM ses_ledger_empty_bodies(make_interval(secs => $1), $2)",
+            "cannot empty old bodies",
+        ),
     };
-    let emptied = postgres.patiently(query.try_map(read).fetch_one(postgres)).await;
-    emptied.context("cannot empty old payloads")
+    let query = sqlx::query(next).bind(age.as_secs_f64()).bind(most as i32);
+    let read =
+        |row: PgRow| Ok(Emptied { rows: row.try_get::<i32, _>("emptied")? as u64, finished: row.try_get("finished")? });
+    postgres.patiently(query.try_map(read).fetch_one(postgres)).await.context(context)
 }

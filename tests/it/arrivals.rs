@@ -31,6 +31,7 @@ pub(crate) fn event(message_id: &str, kind: EventKind) -> Event {
         kind,
         occurred_at: at(1),
         time_source: TimeSource::Event,
+        mailed_at: None,
         recipient: Address::parse("bob@example.com"),
         candidate: false,
         detail: Detail::default(),

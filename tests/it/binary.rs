@@ -1,6 +1,7 @@
 //! The real binary: started with an environment of our own, watched through its log, its probes and its metrics, and
 //! ended by signals.
 
+mod adopting;
 mod configuration;
 mod database_away;
 mod dead_letters;
@@ -13,6 +14,7 @@ mod history;
 mod killed;
 mod lambda;
 mod leaving;
+mod letting_go;
 mod metrics_page;
 mod migrating;
 mod poison;

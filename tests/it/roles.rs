@@ -117,6 +117,12 @@ async fn the_worker_does_its_work_and_destroys_nothing() {
         "TRUNCATE ses_ledger_minutes",
         "DROP TABLE ses_ledger_workers",
         "DELETE FROM ses_ledger_kinds",
+        "UPDATE ses_ledger_horizon SET events_from = now()",
+        "INSERT INTO ses_ledger_retention_runs DEFAULT VALUES",
+        "INSERT INTO ses_ledger_erased VALUES ('m', 'erased:x')",
+        "SELECT * FROM ses_ledger_erasure_key",
+        "SELECT * FROM ses_ledger_erasures",
+        "SELECT ses_ledger_take_up('empty_bodies')",
     ] {
         session.may_not(forbidden).await;
     }
@@ -127,6 +133,10 @@ async fn the_worker_does_its_work_and_destroys_nothing() {
     session.may("SELECT * FROM ses_ledger_empty_payloads('1 day', 10)").await;
     let fresh = "SELECT * FROM ses_ledger_empty_payloads('-1 day', 10)";
     assert_eq!(session.code(fresh).await.as_deref(), Some("22023"));
+    session.may("SELECT * FROM ses_ledger_empty_bodies('1 day', 10)").await;
+    let fresh = "SELECT * FROM ses_ledger_empty_bodies('23 hours', 10)";
+    assert_eq!(session.code(fresh).await.as_deref(), Some("22023"));
+    session.may("SELECT ses_ledger_erased_name('bob@example.com'), (SELECT events_from FROM ses_ledger_horizon)").await;
     session.may_not("UPDATE ses_ledger_upkeep SET finished_at = NULL").await;
     // Derived: nobody writes it, whatever the rights (428C9: generated always).
     assert_eq!(session.code("UPDATE email_logs SET status = 'clicked'").await.as_deref(), Some("428C9"));

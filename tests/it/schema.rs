@@ -4,7 +4,7 @@ use ses_ledger::{
     event::EventKind,
     local::postgres::{LocalPostgres, LocalPostgresSettings, OriginChoice},
     orphans,
-    pipeline::Verdict::{Inserted, Orphaned},
+    pipeline::Verdict::{Duplicate, Inserted, Orphaned},
     postgres::{
         migrations::{self, State},
         schema::{self, Severity},
@@ -25,7 +25,7 @@ async fn newest(database: &Database) -> i64 {
 
 async fn check_states(database: &Database, applied: i64) {
     let all = migrations::status(&database.store()).await.expect("the database is there");
-    assert_eq!(all.iter().map(|m| m.version).collect::<Vec<_>>(), (1..=all.len() as i64).collect::<Vec<_>>());
+    assert!(all.is_sorted_by(|a, b| a.version < b.version), "{all:?}");
     for migration in all {
         let expected = if migration.version <= applied { State::Applied } else { State::Pending };
         assert_eq!(migration.state, expected, "{migration:?}");
@@ -81,6 +81,17 @@ async fn catalogue(database: &Database) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn ids_can_be_made_for_every_row_of_a_large_table() {
+    let database = database::fresh().await;
+    database.run("INSERT INTO email_logs (sender) SELECT 'a@example.com' FROM generate_series(1, 5000)").await;
+    // A small table passes for a large one.
+    let made = "SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0;
+                CREATE TABLE made AS SELECT ses_ledger_uuid_v7() AS id FROM email_logs";
+    database.run(made).await;
+    assert_eq!(database.number("SELECT count(DISTINCT id) FROM made").await, 5_000);
+}
+
+#[tokio::test]
 async fn a_schema_with_data_goes_down_and_up_again() {
     let database = database::empty().await;
     let postgres = database.store();
@@ -92,6 +103,88 @@ async fn a_schema_with_data_goes_down_and_up_again() {
         assert_eq!(migrations::would_lose(&postgres, 5).await.expect("it answers"), None, "nothing is in quarantine");
         migrations::down(&postgres, 0).await.expect("it asks nobody");
     }
+}
+
+/// A row in each table that a version has, written without anything that came later.
+const ROWS: [(i64, &str, &str); 4] = [
+    (
+        3,
+        "email_logs",
+        "INSERT INTO email_logs (uuid, aws_message_id, recipients, delivered_at)
+         VALUES ('0199b2f0-0000-7000-8000-000000000001', '<m@x.org>', '{bob@example.com}', '2026-10-05 08:00:01+00')",
+    ),
+    (
+        4,
+        "email_events",
+        "SELECT email_events_ensure_month(ses_ledger_uuid_time('0199b2f0-0000-7000-8000-000000000001'));
+         INSERT INTO email_events (uuid, email_log_uuid, event_type, occurred_at, recipient, payload, queue, sqs_message_id, received_at)
+         VALUES ('0199b2f0-0000-7000-8000-000000000002', '0199b2f0-0000-7000-8000-000000000001', 'delivery', '2026-10-05 08:00:01+00',
+                 'bob@example.com', '{\"kept\": true}', 'q', 's', now())",
+    ),
+    (
+        5,
+        "orphaned_events",
+        "INSERT INTO orphaned_events (uuid, aws_message_id, event_type, occurred_at, queue, sqs_message_id, received_at)
+         VALUES ('0199b2f0-0000-7000-8000-000000000003', 'unknown', 'open', '2026-10-05 08:00:05+00', 'q', 's', now())",
+    ),
+    (
+        6,
+        "quarantined_messages",
+        "INSERT INTO quarantined_messages (uuid, body, body_digest, stage, reason, failed_at, fingerprint, queue, sqs_message_id, receive_count)
+         VALUES ('0199b2f0-0000-7000-8000-000000000004', 'x', 'y', 'decode', 'not_json', '$', 'f', 'q', 's', 1)",
+    ),
+];
+
+#[tokio::test]
+async fn a_database_of_each_earlier_version_comes_up_with_what_is_in_it() {
+    let newest = newest(&database::fresh().await).await;
+    for version in 3..newest {
+        let database = database::fresh().await;
+        migrations::down(&database.store(), version).await.unwrap_or_else(|e| panic!("down to {version}: {e:#}"));
+        for (_, _, row) in ROWS.iter().filter(|(since, ..)| *since <= version) {
+            sqlx::raw_sql(*row)
+                .execute(&database.pool)
+                .await
+                .unwrap_or_else(|e| panic!("at version {version}: {row}: {e}"));
+        }
+        let before = contents(&database, version).await;
+        assert_eq!(before.len(), ROWS.iter().filter(|(since, ..)| *since <= version).count());
+        for way in ["up", "down and up again"] {
+            if way != "up" {
+                migrations::down(&connect(&database.url), version)
+                    .await
+                    .unwrap_or_else(|e| panic!("down to {version}: {e:#}"));
+                assert_eq!(contents(&database, version).await, before, "down to {version}");
+            }
+            migrations::up(&connect(&database.url)).await.unwrap_or_else(|e| panic!("{way} from {version}: {e:#}"));
+            assert_eq!(contents(&database, version).await, before, "{way} from {version}");
+            check_sound(&database.url).await;
+        }
+        // And it goes on with it.
+        let postgres = connect(&database.url);
+        let expected = if version < 4 { Inserted } else { Duplicate };
+        assert_eq!(store(&postgres, [event("m", EventKind::Delivery)]).await, [expected], "from {version}");
+        database.log("unknown").await;
+        let attached = orphans::sweep_all(&postgres).await.expect("nobody is in the way");
+        assert_eq!(attached, u64::from(version >= 5), "from {version}");
+    }
+}
+
+/// What is in the tables that a version has, as far as every version says it.
+async fn contents(database: &Database, version: i64) -> Vec<String> {
+    let questions = [
+        "SELECT concat_ws(' ', uuid, aws_message_id, recipients::text, delivered_at, status) FROM email_logs",
+        "SELECT concat_ws(' ', uuid, email_log_uuid, event_type, occurred_at, recipient, payload::text) FROM email_events",
+        "SELECT concat_ws(' ', uuid, aws_message_id, event_type, occurred_at) FROM orphaned_events",
+        "SELECT concat_ws(' ', uuid, body::text, reason) FROM quarantined_messages",
+    ];
+    let mut contents = Vec::new();
+    for ((since, ..), question) in ROWS.iter().zip(questions) {
+        if *since <= version {
+            contents.extend(database.texts(question).await);
+        }
+    }
+    contents
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -262,6 +355,7 @@ async fn a_missing_right_is_found() {
         ("INSERT", "ses_ledger_workers"),
         ("DELETE", "ses_ledger_minutes"),
         ("UPDATE", "ses_ledger_kinds"),
+        ("SELECT", "ses_ledger_adoptions"),
     ];
     let rights = rights.map(|(right, table)| {
         (format!("REVOKE {right} ON {table} FROM ses_ledger_worker"), format!("this login lacks {right} on {table}"))
@@ -334,7 +428,8 @@ async fn a_schema_of_another_version_is_found() {
 
     let database = database::empty().await;
     let findings = schema::verify(&database.store()).await.expect("the database is there");
-    assert_eq!(findings.len() as i64, newest(&database).await, "nothing has run: {findings:#?}");
+    let all = migrations::status(&database.store()).await.expect("the database is there").len();
+    assert_eq!(findings.len(), all, "nothing has run: {findings:#?}");
     assert_eq!(findings[0].fix, "ses-ledger migrate up");
 
     let edited = database::fresh().await;

@@ -34,6 +34,7 @@ impl SesEvent {
             kind: self.kind.clone(),
             occurred_at: self.occurred_at,
             time_source: self.time_source,
+            mailed_at: self.mailed_at,
             candidate: candidates,
             detail: Detail {
                 smtp_status: recipient.smtp_status.or_else(|| detail.smtp_status.clone()),

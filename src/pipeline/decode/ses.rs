@@ -26,6 +26,8 @@ pub struct SesEvent {
     pub occurred_at: OffsetDateTime,
     /// Where that time was found.
     pub time_source: TimeSource,
+    /// When SES took the mail, if it says so.
+    pub(super) mailed_at: Option<OffsetDateTime>,
     /// Whom the event names, in its order and without repeats: by the list of its own kind if it
     /// brings one, else everybody to whom the mail went.
     pub recipients: Vec<Recipient>,
@@ -78,7 +80,8 @@ pub(super) fn read(
     let empty = Object::default();
     let mail = body.get("mail").and_then(Value::as_object).unwrap_or(&empty);
     let object = own_object(&kind, &body).map_or(&empty, |(_, object)| object);
-    let (occurred_at, time_source) = time(&kind, object, mail, received_at);
+    let mailed_at = mail.get("timestamp").and_then(timestamp::read);
+    let (occurred_at, time_source) = time(&kind, object, mailed_at, received_at);
     let destination = recipients(mail.get("destination")).unwrap_or_default();
     let own = list_key(&kind).and_then(|key| recipients(object.get(key)));
     let mut event = SesEvent {
@@ -86,6 +89,7 @@ pub(super) fn read(
         log_uuid: log_uuid(mail, &settings.log_id_tag),
         occurred_at,
         time_source,
+        mailed_at,
         named_by_kind: own.is_some(),
         destination: destination.iter().map(|recipient| recipient.address.clone()).collect(),
         recipients: own.unwrap_or(destination),
@@ -153,13 +157,13 @@ pub(super) fn own_object<'v, 'a>(kind: &EventKind, body: &'v Object<'a>) -> Opti
 fn time(
     kind: &EventKind,
     object: &Object<'_>,
-    mail: &Object<'_>,
+    mailed_at: Option<OffsetDateTime>,
     received_at: OffsetDateTime,
 ) -> (OffsetDateTime, TimeSource) {
     if let Some(time) = object.get("timestamp").and_then(timestamp::read) {
         return (time, TimeSource::Event);
     }
-    if let Some(time) = mail.get("timestamp").and_then(timestamp::read) {
+    if let Some(time) = mailed_at {
         let has_no_own = matches!(kind, EventKind::Send | EventKind::Reject | EventKind::RenderingFailure);
         return (time, if has_no_own { TimeSource::Event } else { TimeSource::Mail });
     }

@@ -56,7 +56,7 @@ fn difference(expected: &str, found: &str) -> String {
     )
 }
 
-const COMMANDS: [&[&str]; 24] = [
+const COMMANDS: [&[&str]; 28] = [
     &[],
     &["run"],
     &["serve"],
@@ -78,6 +78,10 @@ const COMMANDS: [&[&str]; 24] = [
     &["dlq", "export"],
     &["doctor"],
     &["smoke"],
+    &["retention", "run"],
+    &["partitions"],
+    &["erase"],
+    &["adopt"],
     &["simulate"],
     &["migrate"],
     &["decode"],

@@ -1,0 +1,94 @@
+//! `ses-ledger partitions`: the months of the events, ahead of time and as they are.
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use crate::{
+    cli::{DatabaseArgs, EXIT_UNAVAILABLE},
+    postgres::{
+        Postgres, PostgresSettings,
+        letting_go::{self, Partition},
+    },
+    readable::{grouped, weight},
+};
+
+/// Fewer than so many months ahead are too few.
+const FEWEST: i64 = 2;
+
+/// Arguments of `partitions`.
+#[derive(Args, Clone)]
+pub struct PartitionsArgs {
+    #[command(subcommand)]
+    what: What,
+
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+
+    /// Print one JSON document
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand, Clone)]
+enum What {
+    /// Make the partitions from last month to so many months ahead; the worker does so every hour
+    Ensure {
+        /// Months ahead, 0 to 120
+        #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=120))]
+        months: u32,
+    },
+    /// List all partitions with their size; exits with 1 if fewer than two months ahead are ready
+    List,
+}
+
+/// Makes or lists.
+///
+/// # Errors
+/// If the database cannot be asked.
+pub async fn run(args: PartitionsArgs) -> anyhow::Result<ExitCode> {
+    let settings = PostgresSettings { read_only: matches!(args.what, What::List), ..args.database.settings() };
+    let postgres = Postgres::new(&settings)?;
+    if let Err(e) = postgres.try_connect().await {
+        eprintln!("error: {e}");
+        return Ok(ExitCode::from(EXIT_UNAVAILABLE));
+    }
+    let mut out = io::stdout().lock();
+    match args.what {
+        What::Ensure { months } => {
+            let made = postgres.ensure_partitions(months).await?;
+            let ahead = letting_go::months_ahead(&postgres).await?;
+            match args.json {
+                true => writeln!(out, "{}", json!({"made": made, "months_ahead": ahead}))?,
+                false => writeln!(out, "Made {made} partitions; {ahead} months ahead are ready.")?,
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        What::List => {
+            let all = letting_go::partitions(&postgres).await?;
+            let ahead = letting_go::months_ahead(&postgres).await?;
+            match args.json {
+                true => writeln!(out, "{}", json!({"partitions": all, "months_ahead": ahead}))?,
+                false => write!(out, "{}", listed(&all, ahead))?,
+            }
+            Ok(if ahead < FEWEST { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        }
+    }
+}
+
+fn listed(all: &[Partition], ahead: i64) -> String {
+    let mut text = format!("{:<28} {:<9} {:>16} {:>12}\n", "partition", "month", "events (about)", "size");
+    for Partition { name, month, rows, bytes } in all {
+        let month = month.as_deref().unwrap_or("catch-all");
+        text += &format!("{name:<28} {month:<9} {:>16} {:>12}\n", grouped(*rows as u64), weight(*bytes as u64));
+    }
+    text += &match ahead < FEWEST {
+        true => format!("\n{ahead} months ahead are ready, too few: ses-ledger partitions ensure makes more.\n"),
+        false => format!("\n{ahead} months ahead are ready.\n"),
+    };
+    text
+}
