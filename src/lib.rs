@@ -10,19 +10,21 @@ pub mod sqs;
 pub mod event;
 pub mod pipeline;
 
-pub mod adoption;
-pub mod metrics;
 pub mod orphans;
 pub mod postgres;
-pub mod pulse;
 pub mod replay;
-pub mod status;
 pub mod upkeep;
 
+pub mod adoption;
 pub mod erasure;
-pub mod explain;
 pub mod export;
 pub mod retention;
+
+mod doctor;
+pub mod explain;
+pub mod metrics;
+pub mod pulse;
+pub mod status;
 
 pub mod cli;
 pub mod commands;
@@ -30,7 +32,6 @@ pub mod http;
 pub mod site;
 pub mod telemetry;
 
-mod doctor;
 mod readable;
 
 pub mod local;
