@@ -9,7 +9,6 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use axum::Router;
 use clap::Args;
 use time::OffsetDateTime;
 use tokio::time::sleep;
@@ -25,8 +24,9 @@ use crate::{
     metrics::Metrics,
     orphans,
     pipeline::Shutdown,
-    postgres::{Postgres, answers, audit, migrations, sender},
-    sqs::is_loopback,
+    postgres::{Postgres, PostgresSettings, answers, audit, migrations, sender},
+    site::{self, Keys, SiteSettings},
+    sqs::{SqsSettings, is_loopback},
 };
 use view::{Summary, View};
 
@@ -88,8 +88,7 @@ pub async fn run(args: DemoArgs, surroundings: Surroundings) -> anyhow::Result<E
     match outcome {
         Some(exact) => {
             let exact = exact?;
-            // As the user can type it: `target/release/ses-ledger` after `cargo run`.
-            view.next_steps(&std::env::args().next().unwrap_or_else(|| "ses-ledger".to_owned()));
+            view.next_steps(&program());
             Ok(if exact { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         None => Ok(INTERRUPTED.into()),
@@ -122,13 +121,11 @@ async fn play(args: &DemoArgs, view: &View, queue: &Queue, database: &Database) 
     let (metrics, shutdown) = (Arc::new(Metrics::default()), Shutdown::default());
     let _stop_at_the_end = (shutdown.stop.clone().drop_guard(), shutdown.give_up.clone().drop_guard());
     let settings = hurried(&args.worker);
-    let probed = run::serve_probes(&settings, &shutdown, &metrics, Router::new()).await?;
+    let queues = vec![queue.settings(settings.sqs(&QueueAddress::new(&queue.url)))];
+    let site = page(&settings, queues.clone(), database);
+    let (probed, address) = run::serve_probes(&settings, &shutdown, &metrics, site::router(site)?).await?;
     let worker = tokio::spawn({
-        let (queues, postgres, metrics) = (
-            vec![queue.settings(settings.sqs(&QueueAddress::new(&queue.url)))],
-            postgres.clone(),
-            Arc::clone(&metrics),
-        );
+        let (postgres, metrics) = (postgres.clone(), Arc::clone(&metrics));
         let shutdown = shutdown.clone();
         async move { run::work(queues, &postgres, &settings, shutdown, metrics, &probed).await }
     });
@@ -153,12 +150,24 @@ async fn play(args: &DemoArgs, view: &View, queue: &Queue, database: &Database) 
     };
     view.summary(&summary, &metrics)?;
     if args.keep {
-        view.keep(&database.url, &queue.url);
+        view.keep(&program(), &database.url, &queue.url, address);
         std::future::pending::<()>().await;
     }
     shutdown.stop.cancel();
     worker.await.context("the worker broke down")???;
     Ok(summary.is_exact())
+}
+
+/// As the user can type it: `target/release/ses-ledger` after `cargo run`.
+fn program() -> String {
+    std::env::args().next().unwrap_or_else(|| "ses-ledger".to_owned())
+}
+
+/// The page, on this machine only.
+fn page(settings: &WorkerArgs, queues: Vec<SqsSettings>, database: &Database) -> SiteSettings {
+    let schema = database.server.is_none().then(|| SCHEMA.to_owned());
+    let database = PostgresSettings { schema, read_only: true, ..PostgresSettings::new(&database.url) };
+    SiteSettings { ip: settings.http_address.ip(), database, queues, keys: Keys::default(), mask: false }
 }
 
 /// The worker's settings, with short waits: a demo is watched.

@@ -1,6 +1,7 @@
 //! `ses-ledger run`: the worker.
 
 use std::{
+    net::SocketAddr,
     process::ExitCode,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -58,13 +59,14 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let metrics = Arc::new(Metrics::default());
     let queues: Vec<_> = args.queue_url.iter().map(|queue| args.worker.sqs(queue)).collect();
     let site = args.site.settings(args.worker.http_address, &args.database, queues.clone());
-    if site.is_closed() {
-        info!(
-            "the page is closed: {} can be reached by others; to open it set SITE_TOKEN, or SITE_USER and SITE_PASSWORD",
-            args.worker.http_address
-        );
+    let is_closed = site.is_closed();
+    let (probed, address) = serve_probes(&args.worker, &shutdown, &metrics, site::router(site)?).await?;
+    match is_closed {
+        true => info!(
+            "the page is closed: {address} can be reached by others; to open it set SITE_TOKEN, or SITE_USER and SITE_PASSWORD"
+        ),
+        false => info!("the page is at http://{address}/"),
     }
-    let probed = serve_probes(&args.worker, &shutdown, &metrics, site::router(site)?).await?;
     match shutdown.stop.run_until_cancelled(wait_for_database(&postgres)).await {
         Some(Ok(())) => {}
         Some(Err(e)) => {
@@ -95,12 +97,12 @@ pub async fn serve_probes(
     shutdown: &Shutdown,
     metrics: &Arc<Metrics>,
     page: Router,
-) -> anyhow::Result<Arc<Workers>> {
+) -> anyhow::Result<(Arc<Workers>, SocketAddr)> {
     let workers = Arc::new(Workers::default());
     let stop = shutdown.give_up.clone();
     let address = http::serve(args.http_address, Arc::clone(&workers), Some(Arc::clone(metrics)), page, stop).await?;
     info!("probes and metrics at http://{address}/livez, /readyz, /metrics");
-    Ok(workers)
+    Ok((workers, address))
 }
 
 /// The worker itself, on a database that is known to be there. The inner error is that of its only queue, or of the last.

@@ -89,13 +89,16 @@ async fn a_queue_that_is_not_on_this_machine_is_not_touched() {
 #[tokio::test]
 async fn what_is_kept_can_be_used_until_ctrl_c_and_then_is_gone() {
     let mut kept = demo(&["--mails", "20", "--keep"]).spawn().expect("the binary starts");
-    let (database_url, queue_url) =
+    let (page, database_url, queue_url) =
         timeout(Duration::from_secs(120), urls(&mut kept)).await.expect("it tells its URLs");
+    let address = page.trim_start_matches("http://").trim_end_matches('/').to_owned();
+    let page = ses_ledger::http::ask(&address, "/").await.expect("the page is served").body;
     let mails: i64 = {
         let pool = sqlx::PgPool::connect(&database_url).await.expect("the database is up");
         sqlx::query_scalar("SELECT count(*) FROM email_logs").fetch_one(&pool).await.expect("the schema is there")
     };
     assert!(mails > 10);
+    assert!(page.contains("The books") && page.contains("holds"), "{page}");
     assert!(queue_url.starts_with("http://127.0.0.1:"));
 
     let pid = kept.id().expect("it runs");
@@ -106,15 +109,17 @@ async fn what_is_kept_can_be_used_until_ctrl_c_and_then_is_gone() {
     assert!(sqlx::PgPool::connect(&database_url).await.is_err(), "the database is gone");
 }
 
-async fn urls(kept: &mut Child) -> (String, String) {
+async fn urls(kept: &mut Child) -> (String, String, String) {
     let mut lines = BufReader::new(kept.stdout.take().expect("it is piped")).lines();
-    let (mut database, mut queue) = (None, None);
+    let (mut page, mut database, mut queue) = (None, None, None);
     while let Some(line) = lines.next_line().await.expect("it is text") {
         let value = |name| line.trim().strip_prefix(name).map(|url: &str| url.trim_matches('\'').to_owned());
+        page = page
+            .or((line.trim().starts_with("http://127.0.0.1:") && line.ends_with('/')).then(|| line.trim().to_owned()));
         database = database.or(value("export DATABASE_URL="));
         queue = queue.or(value("export QUEUE_URL="));
-        if let (Some(database), Some(queue)) = (&database, &queue) {
-            return (database.clone(), queue.clone());
+        if let (Some(page), Some(database), Some(queue)) = (&page, &database, &queue) {
+            return (page.clone(), database.clone(), queue.clone());
         }
     }
     panic!("the demo ended without its URLs");

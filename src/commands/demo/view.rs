@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write as _},
+    net::SocketAddr,
     time::Duration,
 };
 
@@ -179,12 +180,13 @@ impl View {
         self.say("");
     }
 
-    pub(super) fn keep(&self, database_url: &str, queue_url: &str) {
+    pub(super) fn keep(&self, program: &str, database_url: &str, queue_url: &str, page: SocketAddr) {
         self.say(&format!(
-            "Everything is still running, until you press Ctrl-C:\n\n  \
+            "Everything is still running, until you press Ctrl-C. Look at it on a page:\n\n  \
+             http://{page}/\n\nor with the commands, and psql:\n\n  \
              export DATABASE_URL='{database_url}'\n  export QUEUE_URL='{queue_url}'\n\n  \
-             psql \"$DATABASE_URL\" -c 'TABLE recipient_timeline ORDER BY email_log_uuid DESC LIMIT 20'\n  \
-             psql \"$DATABASE_URL\" -c 'TABLE quarantine_failures'\n"
+             {program} status\n  {program} find\n  {program} quarantine list\n  \
+             psql \"$DATABASE_URL\" -c 'TABLE recipient_timeline ORDER BY email_log_uuid DESC LIMIT 20'\n"
         ));
     }
 
