@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     postgres::pulse::{self, LastEvent, WorkerSeen},
-    pulse::{Identities, Minute},
+    pulse::{Identities, LAG_ENDS, Minute},
     readable::{grouped, percent, span},
     sqs::SqsSettings,
     status::{self, Asked, Lag, QueueState, Rate, Status},
@@ -122,7 +122,7 @@ fn rates(status: &Status, minutes: &[Minute]) -> Markup {
                     (count(status.last_hour.counts.duplicate)) " of them known already" },
                 chart("events", |m| m.counts.events().unsigned_abs(), grouped)))
             (card("Lag, from event to row", &lag(minute, |lag| lag.p50_seconds),
-                html! { "half are faster; 95 of 100 take less than " (lag(minute, |lag| lag.p95_seconds)) },
+                html! { "for half of them; for 95 of 100 " (lag(minute, |lag| lag.p95_seconds)) },
                 chart("lag of the slowest 5 %", |m| Lag::of(&m.lags).map_or(0, |lag| (lag.p95_seconds * 1000.0) as u64), |ms| span(Duration::from_millis(ms)))))
             (card("Parked or not understood", &format!("{} a minute", count(minute.counts.orphaned + minute.counts.rejected)),
                 html! { (count(status.last_hour.counts.orphaned)) " events without a mail, "
@@ -150,8 +150,11 @@ fn by_minute(minutes: &[Minute], now: OffsetDateTime, of: OfMinute) -> Vec<u64> 
     values
 }
 
+/// Lags are told apart up to a limit.
 fn lag(rate: &Rate, of: fn(&Lag) -> f64) -> String {
-    rate.lag.known().map_or_else(|| "–".to_owned(), |lag| span(status::seconds(of(lag))))
+    let Some(lag) = rate.lag.known().map(of) else { return "–".to_owned() };
+    let over = if lag < LAG_ENDS[LAG_ENDS.len() - 1] { "" } else { "over " };
+    format!("{over}{}", span(status::seconds(lag)))
 }
 
 fn per_second(rate: f64) -> String {
