@@ -116,8 +116,8 @@ pub struct EventRow {
     payload: Map<String, Value>,
 }
 
-/// The mail of an event, as it stands in our own table.
-#[derive(Clone, Debug, Default)]
+/// The mail of an event, as it stands in our own table. It holds addresses: there is no `Debug` of it.
+#[derive(Clone, Default)]
 pub struct Mail {
     pub uuid: Uuid,
     pub message_id: Option<String>,
