@@ -4,7 +4,13 @@ use std::{collections::HashSet, path::PathBuf, process::ExitCode, time::Duration
 
 use serde_json::{Value, json};
 use time::OffsetDateTime;
-use tokio::{signal::ctrl_c, time::sleep};
+use tokio::{
+    signal::{
+        ctrl_c,
+        unix::{SignalKind, signal},
+    },
+    time::sleep,
+};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
@@ -256,14 +262,22 @@ async fn open(args: &QueueArgs) -> Result<Sqs, Trouble> {
     Sqs::new(&settings).await.map_err(|e| Trouble::Usage(format!("{e:#}")))
 }
 
-/// Is cancelled by Ctrl-C, so that what was begun can be brought to an end.
+/// Is cancelled by Ctrl-C or SIGTERM, so that what was begun can be brought to an end.
 fn interruption() -> (CancellationToken, AbortOnDropHandle<()>) {
     let token = CancellationToken::new();
     let interrupted = token.clone();
     let waiting = tokio::spawn(async move {
-        if ctrl_c().await.is_ok() {
-            interrupted.cancel();
+        // Without it, a SIGTERM ends the program as ever.
+        match signal(SignalKind::terminate()) {
+            Ok(mut terminate) => {
+                tokio::select! {
+                    _ = ctrl_c() => {}
+                    _ = terminate.recv() => {}
+                }
+            }
+            Err(_) => drop(ctrl_c().await),
         }
+        interrupted.cancel();
     });
     (token, AbortOnDropHandle::new(waiting))
 }

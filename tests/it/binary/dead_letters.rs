@@ -129,6 +129,15 @@ async fn peek_gives_back_also_what_it_has_when_something_fails() {
 
 #[tokio::test]
 async fn peek_gives_back_what_it_has_when_it_is_interrupted() {
+    check_interrupted("INT").await;
+}
+
+#[tokio::test]
+async fn peek_gives_back_what_it_has_when_it_is_told_to_end() {
+    check_interrupted("TERM").await;
+}
+
+async fn check_interrupted(name: &str) {
     let queues = Queues::with_letters(&[&delivery("m")]).await;
     let mut command = ses_ledger(["dlq", "peek"]);
     // The second receive waits: there is no second letter.
@@ -136,15 +145,15 @@ async fn peek_gives_back_what_it_has_when_it_is_interrupted() {
     let receives = || queues.endpoint.calls(Action::ReceiveMessage).entries;
     let before = receives();
     eventually("it has the letter", || queues.dead.counts().in_flight == 1 || receives() > before).await;
-    interrupt(child.id()).await;
+    signal(child.id(), name).await;
     let output = child.wait_with_output().await.expect("it ends");
     assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));
     queues.all_visible(1);
 }
 
-async fn interrupt(process: Option<u32>) {
+async fn signal(process: Option<u32>, name: &str) {
     let process = process.expect("it runs").to_string();
-    let kill = Command::new("sh").args(["-c", r#"kill -s INT "$0""#, &process]).status().await;
+    let kill = Command::new("sh").args(["-c", r#"kill -s "$0" "$1""#, name, &process]).status().await;
     assert!(kill.expect("there is a shell").success());
 }
 
@@ -178,7 +187,7 @@ async fn redrive_goes_on_when_it_is_interrupted_and_can_be_followed_and_cancelle
     let mut lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
     let first = lines.next_line().await.expect("it is text").expect("it tells how it gets on");
     assert!(first.contains("of about 40 letters, at most 2 in a second"), "{first}");
-    interrupt(child.id()).await;
+    signal(child.id(), "INT").await;
     let output = child.wait_with_output().await.expect("it ends");
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(130), "{told}");
