@@ -47,7 +47,7 @@ const SETTLED: Duration = Duration::from_secs(2);
 /// So many keys of rows that cannot be taken are shown for each reason.
 const EXAMPLES: usize = 5;
 
-/// Fields that are read of a log row for each step.
+/// Fields that are read of a log row for each step. Of an event, all are.
 const LOG_FIELDS: [&str; 14] = [
     "id",
     "message_id",
@@ -77,26 +77,6 @@ const FACT_FIELDS: [&str; 12] = [
     "failed_at",
     "opened_at",
     "clicked_at",
-];
-const EVENT_FIELDS: [&str; 18] = [
-    "id",
-    "log_id",
-    "message_id",
-    "event_type",
-    "occurred_at",
-    "recipient",
-    "payload",
-    "bounce_type",
-    "bounce_subtype",
-    "smtp_status",
-    "diagnostic",
-    "complaint_type",
-    "delay_type",
-    "link",
-    "ip",
-    "user_agent",
-    "received_at",
-    "failure",
 ];
 
 /// What became of the rows of one step. `read = adopted + parked + collapsed + there + unmatched`.
@@ -311,7 +291,7 @@ impl Adoption {
         let (number, table, fields): (_, _, &[&str]) = match step {
             Step::Logs => (0, &self.shape.logs, &LOG_FIELDS),
             Step::Facts => (0, &self.shape.logs, &FACT_FIELDS),
-            Step::Events => (usize::from(self.shape.logs.is_some()), &self.shape.events, &EVENT_FIELDS),
+            Step::Events => (usize::from(self.shape.logs.is_some()), &self.shape.events, &shape::EVENT_FIELDS),
         };
         Ok((number, table.as_ref().context("there is no table for this step")?, fields))
     }

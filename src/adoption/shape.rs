@@ -43,7 +43,7 @@ const LOG_FIELDS: [&str; 24] = [
 ];
 
 /// What an event row can say.
-const EVENT_FIELDS: [&str; 18] = [
+pub(super) const EVENT_FIELDS: [&str; 18] = [
     "id",
     "log_id",
     "message_id",

@@ -1,9 +1,6 @@
 //! What the commands that ask questions share: the connection, and answers as JSON.
 
-use std::{
-    io::{self, Write as _},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
 use serde::Serialize;
 
@@ -48,10 +45,10 @@ fn refused(why: &str, code: u8) -> ExitCode {
 /// One document on standard output. What a terminal would obey is escaped in it.
 ///
 /// # Errors
-/// If standard output is closed.
+/// If it cannot be written as JSON.
 pub(super) fn print_json(answer: &impl Serialize) -> anyhow::Result<()> {
-    let text = readable::json(answer)?;
-    Ok(writeln!(io::stdout().lock(), "{text}")?)
+    say!("{}", readable::json(answer)?);
+    Ok(())
 }
 
 /// One JSON document, or words.
@@ -60,7 +57,7 @@ pub(super) fn print_json(answer: &impl Serialize) -> anyhow::Result<()> {
 /// If it cannot be written as JSON.
 pub(super) fn print(as_json: bool, answer: &impl Serialize, words: impl FnOnce()) -> anyhow::Result<ExitCode> {
     match as_json {
-        true => say!("{}", readable::json(answer)?),
+        true => print_json(answer)?,
         false => words(),
     }
     Ok(ExitCode::SUCCESS)

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{
     ask::{connect, print},
-    removal::{Export, RemovalArgs, may_remove, refuses, show_progress, show_removals},
+    removal::{Export, REMOVALS, RemovalArgs, may_remove, refuses, show_progress, show_removals},
     screen::{Screen, grouped, listed, one_line, say, wrapped},
 };
 use crate::{
@@ -124,8 +124,6 @@ struct ExpireArgs {
 
 /// Events to read or remove at a time.
 const SLICE: u32 = 1_000;
-/// Removals to tell about.
-const REMOVALS: u32 = 3;
 
 impl OrphansArgs {
     pub(crate) fn check(&self) -> Result<(), String> {

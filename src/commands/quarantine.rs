@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{
     ask::{connect, print},
-    removal::{Export, RemovalArgs, may_remove, refuses, show_progress, show_removals},
+    removal::{Export, REMOVALS, RemovalArgs, may_remove, refuses, show_progress, show_removals},
     screen::{Screen, grouped, one_line, say, wrapped},
 };
 use crate::{
@@ -168,8 +168,6 @@ struct DropArgs {
 
 /// Bodies to read about, or remove, at a time.
 const SLICE: u32 = 500;
-/// Removals to tell about.
-const REMOVALS: u32 = 3;
 
 impl QuarantineArgs {
     pub(crate) fn check(&self) -> Result<(), String> {

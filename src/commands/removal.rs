@@ -18,6 +18,9 @@ use crate::{
     readable::second,
 };
 
+/// Removals to tell about.
+pub(super) const REMOVALS: u32 = 3;
+
 /// How to remove something.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct RemovalArgs {
