@@ -106,7 +106,7 @@ metrics! {
     oldest_orphan_age_seconds: Gauge = Gauge::default();
     /// Bodies in quarantine, counted once a minute.
     quarantined_bodies: Gauge = Gauge::default();
-    /// Monthly partitions that are there beyond this month; three have to be.
+    /// Months after this one that have their partition, up to the first that has none; three should.
     months_ahead: Gauge = Gauge::default();
     /// Times that retention came to its end without a fault, also if it keeps everything; not while the removal of rows is overdue.
     retention_runs: Counter = Counter::default();

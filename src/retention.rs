@@ -145,8 +145,8 @@ impl Run<'_> {
         for (what, age) in keep.emptied() {
             let mut emptied = 0;
             upkeep::empty_until(self.postgres, what, age, Instant::now() + DAY, &mut emptied).await?;
-            (self.tell)(format!("emptied {emptied} {}", class_of(what)));
-            all.push(LetGo::new(class_of(what), age, Weight { rows: emptied as i64, bytes: 0 }));
+            (self.tell)(format!("emptied {emptied} {}", what.as_str()));
+            all.push(LetGo::new(what.as_str(), age, Weight { rows: emptied as i64, bytes: 0 }));
         }
         if let Some(age) = keep.retention_orphans {
             all.push(self.rows(owner, "orphans", Rows::Orphans, age).await?);
@@ -265,7 +265,7 @@ pub async fn preview(postgres: &Postgres, keep: &Retention) -> anyhow::Result<Ve
     let mut all = Vec::new();
     for (what, age) in keep.emptied() {
         let cutoff = owner.ago(age).await?;
-        all.push(LetGo::new(class_of(what), age, owner.weigh_emptied(what, cutoff).await?));
+        all.push(LetGo::new(what.as_str(), age, owner.weigh_emptied(what, cutoff).await?));
     }
     for (class, what, age) in [
         ("orphans", Rows::Orphans, keep.retention_orphans),
@@ -298,13 +298,6 @@ impl LetGo {
     fn new(class: &'static str, age: Duration, weight: Weight) -> Self {
         let (rows, bytes) = (weight.rows as u64, weight.bytes as u64);
         Self { class, older_than: age.as_secs(), rows, bytes, months: Vec::new(), exports: Vec::new() }
-    }
-}
-
-fn class_of(what: Content) -> &'static str {
-    match what {
-        Content::Payloads => "payloads",
-        Content::Bodies => "bodies",
     }
 }
 

@@ -12,6 +12,7 @@ use crate::{
     pipeline::Queue as _,
     postgres::{
         Postgres,
+        letting_go::FEWEST_MONTHS_AHEAD,
         pulse::{self, DatabaseHealth, LastEvent, WorkerSeen},
         schema::{self, Finding, Severity},
     },
@@ -28,8 +29,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const ORPHAN_IS_OLD: Duration = Duration::from_secs(3_600);
 const MINUTE: time::Duration = time::Duration::minutes(1);
 const HOUR: time::Duration = time::Duration::hours(1);
-/// Partitions have to be ready for so many months.
-const MONTHS_AHEAD: i64 = 2;
 
 /// What was asked for, or why it could not be found out.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -251,9 +250,9 @@ impl Status {
         if self.schema.iter().any(|finding| finding.severity == Severity::Error) {
             needs.push("the schema is not what this binary needs: ses-ledger migrate verify".to_owned());
         }
-        if health.months_ahead < MONTHS_AHEAD {
+        if health.months_ahead < FEWEST_MONTHS_AHEAD {
             needs.push(format!(
-                "partitions are ready for {} only, though a worker makes them every hour: ses-ledger migrate verify",
+                "partitions are ready for {} only, though a worker makes them every hour: ses-ledger partitions ensure",
                 plural(health.months_ahead.unsigned_abs(), "month", "months")
             ));
         }

@@ -141,7 +141,7 @@ pub async fn once(
 /// # Errors
 /// If the database cannot be read.
 pub async fn gauge(postgres: &Postgres, metrics: &Metrics) -> anyhow::Result<()> {
-    let rooms = waiting_rooms(postgres, MONTHS_AHEAD).await?;
+    let rooms = waiting_rooms(postgres).await?;
     let age = rooms.oldest_orphan_at.map_or(0, |at| (OffsetDateTime::now_utc() - at).whole_seconds().max(0));
     metrics.orphans.set(rooms.orphans);
     metrics.oldest_orphan_age_seconds.set(age);

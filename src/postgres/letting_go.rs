@@ -594,17 +594,15 @@ pub async fn partitions(postgres: &Postgres) -> anyhow::Result<Vec<Partition>> {
     rows.iter().map(partition).collect::<Result<_, _>>().context("cannot list the partitions")
 }
 
-/// Months ahead for which partitions are ready, without a gap.
+/// Partitions have to be ready for so many months after this one.
+pub const FEWEST_MONTHS_AHEAD: i64 = 2;
+
+/// Months after this one for which partitions are ready, without a gap: 24 at most.
 ///
 /// # Errors
 /// If the catalogue cannot be read.
-pub async fn months_ahead(postgres: &Postgres) -> anyhow::Result<i64> {
-    let query = sqlx::query_scalar(
-        "SELECT coalesce(min(n) - 1, 24)::bigint FROM generate_series(1, 24) AS n
-         WHERE NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = to_regclass('email_events') AND inhrelid = to_regclass(
-           'email_events_' || to_char((date_trunc('month', now() AT TIME ZONE 'UTC') + make_interval(months => n)), '\"y\"YYYY\"m\"MM')))",
-    );
-    query.fetch_one(postgres).await.context("cannot count the partitions of the coming months")
+pub async fn months_ahead(postgres: &Postgres) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar("SELECT ses_ledger_months_ahead()").fetch_one(postgres).await
 }
 
 /// How long ago `retention run` last came to its end, or could have run for the first time.

@@ -83,7 +83,7 @@ pub struct DatabaseHealth {
     /// Bodies in quarantine, and those of them that nobody has tried again.
     pub quarantined: i64,
     pub quarantined_untried: i64,
-    /// Months after this one for which partitions are ready.
+    /// Months after this one for which partitions are ready, without a gap.
     pub months_ahead: i64,
     /// Tables with their indexes, largest first; partitions count for the whole.
     pub tables: Vec<TableSize>,
@@ -203,9 +203,7 @@ pub async fn health(postgres: &Postgres) -> anyhow::Result<DatabaseHealth> {
                 (SELECT count(*) FROM orphaned_events) AS orphans,
                 (SELECT extract(epoch FROM now() - stored_at)::float8 FROM orphaned_events ORDER BY uuid LIMIT 1) AS oldest_orphan,
                 quarantine.*,
-                (SELECT count(*) FROM generate_series(1, 24) AS n
-                 WHERE to_regclass('email_events_' || to_char((now() + make_interval(months => n)) AT TIME ZONE 'UTC', '\"y\"YYYY\"m\"MM'))
-                       IS NOT NULL) AS months_ahead
+                ses_ledger_months_ahead() AS months_ahead
          FROM (SELECT count(*) AS quarantined, count(*) FILTER (WHERE last_replayed_at IS NULL) AS untried
                FROM quarantined_messages) AS quarantine",
     );

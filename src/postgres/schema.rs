@@ -7,9 +7,10 @@ use tracing::{error, warn};
 
 use super::{
     Postgres,
+    letting_go::{FEWEST_MONTHS_AHEAD, months_ahead},
     migrations::{self, State},
 };
-use crate::pulse::Counts;
+use crate::{pulse::Counts, readable::plural};
 
 /// Something that is not as the binary needs it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -30,9 +31,6 @@ pub enum Severity {
     /// It runs, but somebody should look.
     Warning,
 }
-
-/// Months ahead for which partitions should be there.
-const MONTHS_AHEAD: i32 = 2;
 
 /// Tables and the columns that the statements name.
 const TABLES: [(&str, &[&[&str]]); 10] = [
@@ -223,8 +221,8 @@ const FUNCTIONS: [&str; 10] = [
     "email_events_ensure_month(timestamptz)",
     "email_events_ensure_ahead(integer)",
     "email_events_ensure_for(text[], uuid[])",
-    "ses_ledger_empty_payloads(interval, integer)",
-    "ses_ledger_empty_bodies(interval, integer)",
+    "ses_ledger_empty(text, interval, integer)",
+    "ses_ledger_months_ahead()",
     "ses_ledger_erased_name(text)",
 ];
 
@@ -510,22 +508,15 @@ async fn security(postgres: &Postgres) -> Result<Vec<Finding>, sqlx::Error> {
     Ok(findings)
 }
 
-async fn partitions(postgres: &Postgres) -> Result<Vec<Finding>, sqlx::Error> {
-    let missing: Vec<String> = sqlx::query_scalar(
-        "SELECT name FROM (SELECT 'email_events_' || to_char((now() + make_interval(months => n)) AT TIME ZONE 'UTC', '\"y\"YYYY\"m\"MM') AS name
-                           FROM generate_series(0, $1) AS n) AS months
-         WHERE NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = to_regclass('email_events') AND inhrelid = to_regclass(name))",
-    )
-    .bind(MONTHS_AHEAD)
-    .fetch_all(postgres)
-    .await?;
-    let finding = |name| {
+async fn partitions(postgres: &Postgres) -> Result<Option<Finding>, sqlx::Error> {
+    let ahead = months_ahead(postgres).await?;
+    Ok((ahead < FEWEST_MONTHS_AHEAD).then(|| {
+        let months = plural(ahead.unsigned_abs(), "month", "months");
         Finding::warning(
-            format!("the partition {name} is missing"),
-            "ses-ledger partitions ensure; the worker does so by itself",
+            format!("partitions are ready for {months} after this one, without a gap: two have to be"),
+            "ses-ledger partitions ensure; the worker does so by itself, every hour",
         )
-    };
-    Ok(missing.into_iter().map(finding).collect())
+    }))
 }
 
 fn grant_worker() -> String {

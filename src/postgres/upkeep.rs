@@ -14,7 +14,7 @@ pub struct WaitingRooms {
     pub orphans: i64,
     pub oldest_orphan_at: Option<OffsetDateTime>,
     pub quarantined_bodies: i64,
-    /// Monthly partitions that are there beyond this month, of those that have to be.
+    /// Months after this one for which partitions are ready, without a gap.
     pub months_ahead: i64,
 }
 
@@ -27,6 +27,16 @@ pub enum Content {
     Bodies,
 }
 
+impl Content {
+    /// As people and the database call it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Payloads => "payloads",
+            Self::Bodies => "bodies",
+        }
+    }
+}
+
 /// What one slice of a pass over old payloads or bodies did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Emptied {
@@ -35,20 +45,17 @@ pub struct Emptied {
     pub finished: bool,
 }
 
-/// Counts orphans and quarantined bodies, and which of the next months have their partition.
+/// Counts orphans, quarantined bodies, and the months for which partitions are ready.
 ///
 /// # Errors
 /// If the database cannot be read.
-pub async fn waiting_rooms(postgres: &Postgres, months: u32) -> anyhow::Result<WaitingRooms> {
+pub async fn waiting_rooms(postgres: &Postgres) -> anyhow::Result<WaitingRooms> {
     let query = sqlx::query(
         "SELECT (SELECT count(*) FROM orphaned_events) AS orphans,
                 (SELECT stored_at FROM orphaned_events ORDER BY uuid LIMIT 1) AS oldest_orphan_at,
                 (SELECT count(*) FROM quarantined_messages) AS quarantined_bodies,
-                (SELECT count(*) FROM generate_series(1, $1) AS n
-                 WHERE to_regclass('email_events_' || to_char((now() + make_interval(months => n)) AT TIME ZONE 'UTC', '\"y\"YYYY\"m\"MM'))
-                       IS NOT NULL) AS months_ahead",
-    )
-    .bind(months as i32);
+                ses_ledger_months_ahead() AS months_ahead",
+    );
     let read = |row: PgRow| {
         Ok(WaitingRooms {
             orphans: row.try_get("orphans")?,
@@ -66,18 +73,12 @@ pub async fn waiting_rooms(postgres: &Postgres, months: u32) -> anyhow::Result<W
 /// # Errors
 /// If the database cannot be reached, or the role may not call the function.
 pub async fn empty(postgres: &Postgres, what: Content, age: Duration, most: u32) -> anyhow::Result<Emptied> {
-    let (next, context) = match what {
-        Content::Payloads => (
-            "SELECT emptied, finished FROM ses_ledger_empty_payloads(make_interval(secs => $1), $2)",
-            "cannot empty old payloads",
-        ),
-        Content::Bodies => (
-            "SELECT emptied, finished FROM ses_ledger_empty_bodies(make_interval(secs => $1), $2)",
-            "cannot empty old bodies",
-        ),
-    };
-    let query = sqlx::query(next).bind(age.as_secs_f64()).bind(most as i32);
+    let query = sqlx::query("SELECT emptied, finished FROM ses_ledger_empty($1, make_interval(secs => $2), $3)");
+    let query = query.bind(what.as_str()).bind(age.as_secs_f64()).bind(most as i32);
     let read =
         |row: PgRow| Ok(Emptied { rows: row.try_get::<i32, _>("emptied")? as u64, finished: row.try_get("finished")? });
-    postgres.patiently(query.try_map(read).fetch_one(postgres)).await.context(context)
+    postgres
+        .patiently(query.try_map(read).fetch_one(postgres))
+        .await
+        .with_context(|| format!("cannot empty old {}", what.as_str()))
 }

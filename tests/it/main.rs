@@ -24,6 +24,7 @@ mod explain;
 mod faults;
 mod local;
 mod local_postgres;
+mod looked_after;
 mod nothing_is_lost;
 mod observability;
 mod orphans;

@@ -95,6 +95,19 @@ async fn a_right_set_up_by_eventbridge_passes_in_silence() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn fewer_than_two_months_ahead_are_worth_a_warning() {
+    let pipeline = Pipeline::make("doctor-months", Via::Topic).await;
+    let database = database::fresh().await;
+    database.run("SELECT email_events_ensure_ahead(5)").await;
+    let second = "SELECT 'DROP TABLE email_events_' || to_char((now() AT TIME ZONE 'UTC')::date + interval '2 months', '\"y\"YYYY\"m\"MM')";
+    database.run(&database.text(second).await).await;
+    let url = login(&database, &["ses_ledger_worker"]).await;
+    let verdict = examine(&pipeline, &url, &[]).await;
+    let warning = verdict.has("warning", "database", "partitions are ready for 1 month after this one, without a gap");
+    assert!(warning["fix"].as_str().is_some_and(|fix| fix.starts_with("ses-ledger partitions ensure")), "{warning}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_set_that_leads_to_the_queue_is_found_by_itself() {
     let pipeline = Pipeline::make("doctor-unnamed", Via::Topic).await;
     let verdict = examine(&pipeline, worker().await, &[]).await;

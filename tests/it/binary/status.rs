@@ -206,7 +206,7 @@ async fn dead_letters_drift_and_missing_months_need_somebody() {
     for (reason, command) in [
         ("by 0 messages and 3 events", "please report this as a fault"),
         ("the schema is not what this binary needs", "ses-ledger migrate verify"),
-        ("partitions are ready for 0 months only", "ses-ledger migrate verify"),
+        ("partitions are ready for 0 months only", "ses-ledger partitions ensure"),
     ] {
         assert!(reasons.lines().any(|line| line.contains(reason) && line.contains(command)), "{reason}:\n{reasons}");
     }
