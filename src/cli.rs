@@ -596,13 +596,13 @@ impl WorkerArgs {
 
     /// What the worker calls itself in its heartbeat.
     pub fn identity(&self) -> Identity {
-        let retention_payload = self.retention.retention_payload;
+        let retention = self.retention;
         let given = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
         if let Some(name) = given(&self.aws_lambda_function_name) {
-            return Identity { name, runtime: Runtime::Lambda, retention_payload };
+            return Identity { name, runtime: Runtime::Lambda, retention };
         }
         let runtime = if self.ecs_container_metadata_uri_v4.is_some() { Runtime::Ecs } else { Runtime::Other };
-        Identity { name: given(&self.hostname).unwrap_or_else(pulse::this_host), runtime, retention_payload }
+        Identity { name: given(&self.hostname).unwrap_or_else(pulse::this_host), runtime, retention }
     }
 
     /// What to write for CloudWatch, if anything.

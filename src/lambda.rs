@@ -214,7 +214,7 @@ impl Function {
     async fn look_after(&self, until: Instant) -> anyhow::Result<Value> {
         self.check_schema().await?;
         let done = upkeep::once(&self.postgres, &self.upkeep, &self.metrics, until).await?;
-        upkeep::gauge(&self.postgres, &self.metrics).await?;
+        upkeep::gauge(&self.postgres, &self.upkeep.retention, &self.metrics).await?;
         info!(
             attached = done.attached,
             partitions = done.partitions,

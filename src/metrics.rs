@@ -108,10 +108,12 @@ metrics! {
     quarantined_bodies: Gauge = Gauge::default();
     /// Months after this one that have their partition, up to the first that has none; three should.
     months_ahead: Gauge = Gauge::default();
-    /// Times that retention came to its end without a fault, also if it keeps everything; not while the removal of rows is overdue.
+    /// Times that a worker's own retention came to its end without a fault, also if it keeps everything.
     retention_runs: Counter = Counter::default();
     /// Payloads and bodies that were older than their retention and are emptied.
     retention_emptied: Counter = Counter::default();
+    /// Seconds since a worker last emptied old payloads or bodies, whichever is longer, or could have for the first time; zero if they are kept.
+    emptying_age_seconds: Gauge = Gauge::default();
     /// Seconds since `ses-ledger retention run` came to its end, or could have run for the first time; zero if no rows are to be removed.
     retention_age_seconds: Gauge = Gauge::default();
 

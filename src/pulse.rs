@@ -17,6 +17,7 @@ use crate::{
     event::TimeSource,
     metrics::Metrics,
     pipeline::{Verdict, batch::Arrival},
+    retention::Retention,
 };
 
 /// How often a worker beats.
@@ -39,8 +40,7 @@ pub struct Identity {
     /// Its host, or the name of the Lambda function.
     pub name: String,
     pub runtime: Runtime,
-    /// Its `RETENTION_PAYLOAD`.
-    pub retention_payload: Option<Duration>,
+    pub retention: Retention,
 }
 
 /// What runs the process.
@@ -80,6 +80,7 @@ pub struct WorkerRow {
     pub connections_most: u32,
     /// As PostgreSQL reads an interval.
     pub retention_payload: Option<String>,
+    pub retention: BTreeMap<&'static str, u64>,
 }
 
 /// Both identities of a worker, since its start: `received = stored + ignored + rejected + released + in_hand`, and
@@ -413,7 +414,7 @@ impl Pulse {
     }
 
     fn row(&self, metrics: &Metrics, tallied: &Tallied, (connections, connections_most): (u32, u32)) -> WorkerRow {
-        let Identity { name, runtime, retention_payload } = self.identity.clone();
+        let Identity { name, runtime, retention } = self.identity.clone();
         WorkerRow {
             id: self.id,
             name,
@@ -424,7 +425,8 @@ impl Pulse {
             counts: metrics.identities(),
             connections,
             connections_most,
-            retention_payload: retention_payload.map(|age| format!("{} s", age.as_secs())),
+            retention_payload: retention.retention_payload.map(|age| format!("{} s", age.as_secs())),
+            retention: retention.in_seconds(),
         }
     }
 }

@@ -1,6 +1,8 @@
 //! What is too old is let go, class by class; what it weighs, said before.
 
-use std::{path::PathBuf, time::Duration};
+pub mod standing;
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -52,6 +54,40 @@ pub struct Retention {
     pub retention_logs: Option<Duration>,
 }
 
+/// What is kept for a time of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    Payloads,
+    Bodies,
+    Events,
+    Logs,
+    Orphans,
+    Quarantine,
+}
+
+impl Class {
+    /// Those that are emptied in their row first.
+    pub const ALL: [Self; 6] =
+        [Self::Payloads, Self::Bodies, Self::Events, Self::Logs, Self::Orphans, Self::Quarantine];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Payloads => "payloads",
+            Self::Bodies => "bodies",
+            Self::Events => "events",
+            Self::Logs => "logs",
+            Self::Orphans => "orphans",
+            Self::Quarantine => "quarantine",
+        }
+    }
+
+    /// It is emptied in its row, by workers as well; everything else only by `retention run`.
+    pub fn is_emptied(self) -> bool {
+        matches!(self, Self::Payloads | Self::Bodies)
+    }
+}
+
 /// What was let go of one class, or would be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LetGo {
@@ -71,11 +107,26 @@ pub struct LetGo {
 }
 
 impl Retention {
-    /// Classes that only `ses-ledger retention run` lets go are to be let go.
-    pub fn removes_rows(&self) -> bool {
-        [self.retention_events, self.retention_orphans, self.retention_quarantine, self.retention_logs]
-            .iter()
-            .any(Option::is_some)
+    /// How long a class is kept; `None`: for ever.
+    pub fn of(&self, class: Class) -> Option<Duration> {
+        match class {
+            Class::Payloads => self.retention_payload,
+            Class::Bodies => self.retention_body,
+            Class::Events => self.retention_events,
+            Class::Logs => self.retention_logs,
+            Class::Orphans => self.retention_orphans,
+            Class::Quarantine => self.retention_quarantine,
+        }
+    }
+
+    /// Classes that are let go.
+    pub fn classes(&self) -> impl Iterator<Item = Class> {
+        Class::ALL.into_iter().filter(|class| self.of(*class).is_some())
+    }
+
+    /// The same in seconds, as the heartbeat tells them.
+    pub fn in_seconds(&self) -> BTreeMap<&'static str, u64> {
+        self.classes().filter_map(|class| Some((class.as_str(), self.of(class)?.as_secs()))).collect()
     }
 
     /// What is emptied in its row, by workers as well, and when.
@@ -87,7 +138,7 @@ impl Retention {
 
     /// Anything is ever let go.
     pub fn is_on(&self) -> bool {
-        self.removes_rows() || self.retention_payload.is_some() || self.retention_body.is_some()
+        self.classes().next().is_some()
     }
 
     /// Settings that only make sense together.

@@ -12,12 +12,13 @@ use crate::{
     pipeline::Queue as _,
     postgres::{
         Postgres,
-        letting_go::FEWEST_MONTHS_AHEAD,
+        letting_go::{self, FEWEST_MONTHS_AHEAD},
         pulse::{self, DatabaseHealth, LastEvent, WorkerSeen},
         schema::{self, Finding, Severity},
     },
     pulse::{ALIVE, Counts, Identities, LAG_ENDS, Minute},
     readable::{plural, span},
+    retention::standing::Standing,
     sqs::{Sqs, SqsSettings},
 };
 
@@ -56,6 +57,7 @@ pub struct Status {
     /// The sum over the workers that were seen within the last hour, each since its start.
     pub identities: Identities,
     pub cost: Cost,
+    pub retention: Standing,
 }
 
 /// A queue, as it was when it was asked.
@@ -130,6 +132,7 @@ pub async fn status(postgres: &Postgres, queues: Vec<QueueState>) -> anyhow::Res
         .filter(|worker| database.now - worker.seen_at < HOUR)
         .fold(Identities::default(), |sum, worker| sum.plus(worker.identities));
     let cost = Cost::of(&last_hour.counts);
+    let retention = Standing::of(&letting_go::past(postgres).await?, &workers);
     Ok(Status {
         queues: queues.into_iter().map(|queue| queue.with(&recent)).collect(),
         last_minute,
@@ -140,6 +143,7 @@ pub async fn status(postgres: &Postgres, queues: Vec<QueueState>) -> anyhow::Res
         schema,
         identities,
         cost,
+        retention,
     })
 }
 
@@ -190,6 +194,7 @@ impl Status {
             }
         }
         self.about_database(&mut needs);
+        needs.extend(self.retention.needs());
         needs
     }
 

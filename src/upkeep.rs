@@ -14,7 +14,8 @@ use crate::{
     metrics::Metrics,
     orphans::{self, Turns},
     postgres::{
-        self, Postgres, letting_go,
+        self, Postgres,
+        letting_go::{OVERDUE, past},
         pulse::forget,
         upkeep::{Content, Emptied, empty, waiting_rooms},
     },
@@ -35,8 +36,6 @@ const SLICE: u32 = 1_000;
 const BEAT: Duration = Duration::from_secs(5);
 const GOODBYE: Duration = Duration::from_millis(500);
 const REST: u32 = 9;
-/// A scheduled removal runs daily: one that is older than this was missed.
-const OVERDUE: Duration = Duration::from_secs(49 * 3600);
 
 /// What to do how often.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +64,7 @@ pub async fn forever(postgres: Postgres, settings: UpkeepSettings, metrics: Arc<
         tokio::join!(
             sweep_on_and_on(&postgres, settings.sweep_interval),
             look_after_tables(&postgres, settings.retention, &metrics),
-            count_on_and_on(&postgres, &metrics),
+            count_on_and_on(&postgres, &settings.retention, &metrics),
         )
     };
     // Cut short wherever it is: what it was about to do waits for the next round.
@@ -136,18 +135,19 @@ pub async fn once(
     Ok(done)
 }
 
-/// Counts what waits, orphans and bodies in quarantine, and the months that have their partition.
+/// Counts what waits, orphans and bodies in quarantine, the months that have their partition, and for how long nobody has let
+/// go of what is too old.
 ///
 /// # Errors
 /// If the database cannot be read.
-pub async fn gauge(postgres: &Postgres, metrics: &Metrics) -> anyhow::Result<()> {
+pub async fn gauge(postgres: &Postgres, retention: &Retention, metrics: &Metrics) -> anyhow::Result<()> {
     let rooms = waiting_rooms(postgres).await?;
     let age = rooms.oldest_orphan_at.map_or(0, |at| (OffsetDateTime::now_utc() - at).whole_seconds().max(0));
     metrics.orphans.set(rooms.orphans);
     metrics.oldest_orphan_age_seconds.set(age);
     metrics.quarantined_bodies.set(rooms.quarantined_bodies);
     metrics.months_ahead.set(rooms.months_ahead);
-    Ok(())
+    gauge_retention(postgres, retention, metrics).await
 }
 
 async fn sweep_on_and_on(postgres: &Postgres, every: Duration) -> Infallible {
@@ -184,35 +184,40 @@ async fn look_after_tables(postgres: &Postgres, retention: Retention, metrics: &
         if let Err(e) = outcome {
             warn!("{e:#}");
         }
+        let age = Duration::from_secs(metrics.retention_age_seconds.get().unsigned_abs());
+        if age > OVERDUE {
+            warn!("nobody has removed what is too old for {}: schedule ses-ledger retention run", span(age));
+        }
     }
 }
 
-async fn count_on_and_on(postgres: &Postgres, metrics: &Metrics) -> Infallible {
+async fn count_on_and_on(postgres: &Postgres, retention: &Retention, metrics: &Metrics) -> Infallible {
     let mut ticks = interval(COUNT_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        if let Err(e) = gauge(postgres, metrics).await {
+        if let Err(e) = gauge(postgres, retention, metrics).await {
             warn!("{e:#}");
         }
     }
 }
 
-/// For how long nobody has removed what is too old. Says whether somebody should have.
-async fn gauge_tables(postgres: &Postgres, retention: Retention, metrics: &Metrics) -> anyhow::Result<bool> {
-    if !retention.removes_rows() {
-        return Ok(false);
+/// For how long nobody has let go of what is too old: of what workers empty, and of what only `retention run` removes.
+async fn gauge_retention(postgres: &Postgres, retention: &Retention, metrics: &Metrics) -> anyhow::Result<()> {
+    if !retention.is_on() {
+        return Ok(());
     }
-    let age = letting_go::since_last_run(postgres).await?;
-    metrics.retention_age_seconds.set(age.as_secs() as i64);
-    if age > OVERDUE {
-        warn!("nobody has removed what is too old for {}: schedule ses-ledger retention run", span(age));
-    }
-    Ok(age > OVERDUE)
+    let past = past(postgres).await?;
+    let oldest = |is_emptied: bool| {
+        let classes = retention.classes().filter(|class| class.is_emptied() == is_emptied);
+        classes.map(|class| past.of(class).age.as_secs() as i64).max().unwrap_or_default()
+    };
+    metrics.emptying_age_seconds.set(oldest(true));
+    metrics.retention_age_seconds.set(oldest(false));
+    Ok(())
 }
 
-/// Lets go of what is too old and stays in its row, if anything ever is. Says whether it came to an end. That it ran without
-/// a fault is counted, unless rows are to be removed and nobody does: so one alarm is enough for both.
+/// Lets go of what is too old and stays in its row, if anything ever is. Says whether it came to an end.
 async fn retain(
     postgres: &Postgres,
     retention: Retention,
@@ -226,9 +231,7 @@ async fn retain(
         complete &= empty_until(postgres, what, age, until, emptied).await?;
     }
     metrics.retention_emptied.inc_by(*emptied - before);
-    if !gauge_tables(postgres, retention, metrics).await? {
-        metrics.retention_runs.inc();
-    }
+    metrics.retention_runs.inc();
     Ok(complete)
 }
 

@@ -21,6 +21,7 @@ use crate::{
     postgres::{Postgres, pulse::WorkerSeen},
     pulse::{Identities, LAG_ENDS},
     readable::{percent, plural, second, span},
+    retention::standing::Kept,
     status::{Asked, DOLLARS_PER_MILLION_REQUESTS, QueueState, Queues, Rate, Status, seconds, status},
 };
 
@@ -140,6 +141,7 @@ fn show(status: &Status, screen: &Screen) -> io::Result<()> {
         about_workers(status, screen),
         about_identities(status, screen),
         about_database(status, screen),
+        about_retention(status, screen),
         about_cost(status, screen),
     ] {
         screen.say(&part);
@@ -364,33 +366,56 @@ fn about_database(status: &Status, screen: &Screen) -> String {
             &format!("ready for {} after this one", plural(health.months_ahead.unsigned_abs(), "month", "months")),
         ),
         wrapped("  on disk    ", &sizes.join(", ")),
-        wrapped("  payloads   ", &retention(status)),
     ]
     .join("\n")
         + "\n"
 }
 
-/// What the workers say of their RETENTION_PAYLOAD.
-fn retention(status: &Status) -> String {
-    let mut told: Vec<Option<i64>> = status.alive().map(|worker| worker.retention_payload_seconds).collect();
-    let mut from = "";
-    if told.is_empty() {
-        from = ", says the worker that was seen last";
-        told.extend(status.workers.first().map(|worker| worker.retention_payload_seconds));
+fn about_retention(status: &Status, screen: &Screen) -> String {
+    let standing = &status.retention;
+    let mut lines =
+        vec![screen.bold(&format!(
+            "{:<13}{:<14}{:<21}{:<21}{:>11}",
+            "Retention", "goes after", "last ran", "ended", "let go"
+        ))];
+    let mut notes = Vec::new();
+    for kept in &standing.classes {
+        let class = kept.class.as_str();
+        let at = |at: Option<OffsetDateTime>| at.map_or("-".to_owned(), second);
+        let rows = kept.rows.map_or("-".to_owned(), grouped);
+        let (setting, note) = setting(kept);
+        lines.push(format!("  {class:<11}{setting:<14}{:<21}{:<21}{rows:>11}", at(kept.ran_at), at(kept.ended_at)));
+        notes.extend(note.map(|note| wrapped("  ", &format!("{class}: {note}"))));
     }
-    told.sort_unstable();
-    told.dedup();
-    let kept = |age: &Option<i64>| match age {
-        None => "kept for ever".to_owned(),
-        Some(age) => format!("emptied after {}", span(Duration::from_secs(age.unsigned_abs()))),
-    };
-    match told.as_slice() {
-        [] => "unknown: no worker has told its RETENTION_PAYLOAD".to_owned(),
-        [one] => format!("{}{from}", kept(one)),
-        several => {
-            let all: Vec<String> = several.iter().map(kept).collect();
-            format!("{}: the workers' RETENTION_PAYLOAD differ", all.join(", "))
+    lines.extend(notes);
+    let day = |at: OffsetDateTime| second(at).chars().take(10).collect::<String>();
+    let mut from = Vec::from_iter(standing.events_from.map(|at| format!("events of mails since {}", day(at))));
+    from.extend(standing.logs_from.map(|at| format!("mails since {}", day(at))));
+    if !from.is_empty() {
+        lines.push(wrapped("  kept are   ", &from.join(", ")));
+    }
+    if let Some(began_at) = standing.unfinished_run {
+        lines.push(wrapped(
+            "  ",
+            &format!("a retention run began {} and has not ended", ago(status.database.now, began_at)),
+        ));
+    }
+    lines.join("\n") + "\n"
+}
+
+/// After which time it goes, and what is to be said of that.
+fn setting(kept: &Kept) -> (String, Option<String>) {
+    let words = |age: &Option<u64>| age.map_or("off".to_owned(), |age| span(Duration::from_secs(age)));
+    let told: Vec<String> = kept.workers_say.iter().map(words).collect();
+    let last_run = kept.last_run_said.map(|age| words(&Some(age)));
+    match (told.as_slice(), last_run) {
+        ([], Some(run)) => (run, Some("so says its last run; no worker has told its setting".to_owned())),
+        ([], None) => ("unknown".to_owned(), Some("no worker has told its setting".to_owned())),
+        ([told], Some(run)) if *told != run => {
+            (run, Some(format!("so says its last run; the workers' setting is {told}")))
         }
+        ([told], _) => (told.clone(), None),
+        (several, _) => ("differs".to_owned(), Some(format!("{}, as the workers are set", several.join(" or ")))),
     }
 }
 

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::TryStreamExt as _;
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _, postgres::PgRow};
 use time::{Date, OffsetDateTime};
 use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::{Postgres, upkeep::Content};
-use crate::upkeep::Pace;
+use crate::{retention::Class, upkeep::Pace};
 
 /// How long a statement may wait for a lock, while others wait behind it; how often it is tried, and how long to leave the
 /// table to others after each time.
@@ -21,6 +21,9 @@ const TRIES: usize = 30;
 const BETWEEN: Duration = Duration::from_secs(1);
 /// Rows to remove in one statement, or to read before the database is left to others for a while.
 const SLICE: usize = 1_000;
+
+/// What is to happen once a day is overdue when it is older than this: it was missed twice.
+pub const OVERDUE: Duration = Duration::from_secs(49 * 3600);
 
 /// A session with the owner's rights. Only one at a time has it.
 pub struct Owner {
@@ -210,7 +213,7 @@ impl Owner {
              ORDER BY pending DESC, first, name DESC",
         );
         let rows = rows.bind(horizon).fetch_all(&mut self.connection).await.context("cannot list the months")?;
-        let month = |row: &sqlx::postgres::PgRow| {
+        let month = |row: &PgRow| {
             Ok::<_, sqlx::Error>(Month {
                 first: row.try_get("first")?,
                 table: row.try_get("name")?,
@@ -583,7 +586,7 @@ pub async fn partitions(postgres: &Postgres) -> anyhow::Result<Vec<Partition>> {
          ORDER BY month NULLS FIRST, c.relname",
     );
     let rows = rows.fetch_all(postgres).await.context("cannot list the partitions")?;
-    let partition = |row: &sqlx::postgres::PgRow| {
+    let partition = |row: &PgRow| {
         Ok::<_, sqlx::Error>(Partition {
             name: row.try_get("name")?,
             month: row.try_get("month")?,
@@ -605,15 +608,85 @@ pub async fn months_ahead(postgres: &Postgres) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar("SELECT ses_ledger_months_ahead()").fetch_one(postgres).await
 }
 
-/// How long ago `retention run` last came to its end, or could have run for the first time.
+/// What is written down of what was let go.
+#[derive(Clone, Debug)]
+pub struct Past {
+    classes: Vec<PastOfClass>,
+    /// Events of mails from before are let go; none: never any.
+    pub events_from: Option<OffsetDateTime>,
+    /// Mails from before are let go; none: never any.
+    pub logs_from: Option<OffsetDateTime>,
+    /// When the newest run began, if it has not come to its end.
+    pub unfinished_run: Option<OffsetDateTime>,
+}
+
+/// The last time that a class was looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PastOfClass {
+    pub ran_at: Option<OffsetDateTime>,
+    pub ended_at: Option<OffsetDateTime>,
+    /// Rows that were let go by what ended then.
+    pub rows: Option<u64>,
+    /// Seconds after which they went; not known of what workers do.
+    pub older_than: Option<u64>,
+    /// Since somebody looked, or could have for the first time.
+    pub age: Duration,
+}
+
+impl Past {
+    /// The last time that this class was looked at.
+    pub fn of(&self, class: Class) -> PastOfClass {
+        let at = Class::ALL.iter().position(|it| *it == class);
+        at.and_then(|at| self.classes.get(at)).copied().unwrap_or_default()
+    }
+}
+
+/// Reads it. Of the runs, only the last hundred are looked at.
 ///
 /// # Errors
 /// If the database cannot be read.
-pub async fn since_last_run(postgres: &Postgres) -> anyhow::Result<Duration> {
-    let query = sqlx::query_scalar::<_, f64>(
-        "SELECT extract(epoch FROM now() - coalesce((SELECT max(ended_at) FROM ses_ledger_retention_runs),
-                                                    (SELECT installed_on FROM _sqlx_migrations WHERE version = 15), now()))::float8",
+pub async fn past(postgres: &Postgres) -> anyhow::Result<Past> {
+    let context = "cannot read when retention last ran";
+    // A pass under way is as good as one that has ended: it takes as long as it takes. Of a run only its end counts.
+    let classes = sqlx::query(
+        "SELECT ran_at, ended_at, rows, older_than,
+                extract(epoch FROM now() - coalesce(done_at, (SELECT installed_on FROM _sqlx_migrations WHERE version = since), now()))::float8 AS age
+         FROM unnest($1::text[]) WITH ORDINALITY AS c (class, n)
+         LEFT JOIN (SELECT substr(task, 7) AS class, coalesce(ran_at, finished_at) AS ran_at, finished_at AS ended_at, emptied AS rows,
+                           NULL::bigint AS older_than, coalesce(ran_at, finished_at) AS done_at
+                    FROM ses_ledger_upkeep
+                    UNION ALL
+                    SELECT class, began_at, ended_at, rows, older_than, ended_at
+                    FROM (SELECT DISTINCT ON (l.class) l.class, r.began_at, r.ended_at, l.rows, l.older_than
+                          FROM (SELECT * FROM ses_ledger_retention_runs ORDER BY uuid DESC LIMIT 100) AS r,
+                               jsonb_to_recordset(r.let_go) AS l (class text, rows bigint, older_than bigint)
+                          WHERE r.ended_at IS NOT NULL AND l.class NOT IN ('payloads', 'bodies')
+                          ORDER BY l.class, r.ended_at DESC) AS runs) AS past USING (class),
+              LATERAL (SELECT CASE WHEN class IN ('payloads', 'bodies') THEN 17 ELSE 15 END AS since) AS possible
+         ORDER BY n",
     );
-    let seconds = query.fetch_one(postgres).await.context("cannot read when retention last ran")?;
-    Ok(Duration::from_secs_f64(seconds.max(0.0)))
+    let read = |row: PgRow| {
+        let count = |name| Ok::<_, sqlx::Error>(row.try_get::<Option<i64>, _>(name)?.map(i64::unsigned_abs));
+        Ok(PastOfClass {
+            ran_at: row.try_get("ran_at")?,
+            ended_at: row.try_get("ended_at")?,
+            rows: count("rows")?,
+            older_than: count("older_than")?,
+            age: Duration::try_from_secs_f64(row.try_get("age")?).unwrap_or_default(),
+        })
+    };
+    let classes = classes.bind(Class::ALL.map(Class::as_str).as_slice());
+    let classes = classes.try_map(read).fetch_all(postgres).await.context(context)?;
+    let whole = sqlx::query(
+        "SELECT nullif(events_from, '1970-01-01 00:00:00+00') AS events_from, nullif(logs_from, '1970-01-01 00:00:00+00') AS logs_from,
+                (SELECT CASE WHEN ended_at IS NULL THEN began_at END FROM ses_ledger_retention_runs ORDER BY uuid DESC LIMIT 1) AS unfinished
+         FROM ses_ledger_horizon WHERE singleton",
+    );
+    let whole = whole.fetch_one(postgres).await.context(context)?;
+    Ok(Past {
+        classes,
+        events_from: whole.try_get("events_from")?,
+        logs_from: whole.try_get("logs_from")?,
+        unfinished_run: whole.try_get("unfinished")?,
+    })
 }

@@ -45,6 +45,8 @@ pub struct WorkerSeen {
     pub connections_most: i32,
     /// Its `RETENTION_PAYLOAD`; `None`: payloads are kept.
     pub retention_payload_seconds: Option<i64>,
+    /// All of its `RETENTION_` settings in seconds, by class; what is not named is kept. `None`: it is too old to say.
+    pub retention: Option<BTreeMap<String, u64>>,
     /// What it did in the last full minute.
     pub last_minute: Counts,
 }
@@ -135,7 +137,7 @@ pub async fn forget(postgres: &Postgres) -> anyhow::Result<u64> {
 pub async fn workers(postgres: &Postgres, alive_within: Duration) -> anyhow::Result<Vec<WorkerSeen>> {
     let query = sqlx::query(
         "SELECT w.*, stopped_at IS NULL AND seen_at > now() - make_interval(secs => $1) AS alive,
-                extract(epoch FROM retention_payload)::bigint AS retention, to_jsonb(m)::text AS last_minute
+                extract(epoch FROM retention_payload)::bigint AS retention_payload_seconds, retention::text AS retentions, to_jsonb(m)::text AS last_minute
          FROM ses_ledger_workers AS w
          LEFT JOIN ses_ledger_minutes AS m
            ON m.worker = w.id AND m.minute = date_trunc('minute', now() - interval '5 seconds') - interval '1 minute'
@@ -283,7 +285,8 @@ fn worker(row: &PgRow) -> anyhow::Result<WorkerSeen> {
         },
         connections: row.try_get("connections")?,
         connections_most: row.try_get("connections_most")?,
-        retention_payload_seconds: row.try_get("retention")?,
+        retention_payload_seconds: row.try_get("retention_payload_seconds")?,
+        retention: row.try_get::<Option<&str>, _>("retentions")?.map(serde_json::from_str).transpose()?,
         last_minute: Counts::from_values(in_last_minute),
     })
 }

@@ -129,7 +129,7 @@ const QUARANTINE_COLUMNS: [&str; 16] = [
     "last_replay_outcome",
 ];
 
-const WORKER_COLUMNS: [&str; 24] = [
+const WORKER_COLUMNS: [&str; 25] = [
     "id",
     "name",
     "version",
@@ -154,6 +154,7 @@ const WORKER_COLUMNS: [&str; 24] = [
     "connections",
     "connections_most",
     "retention_payload",
+    "retention",
 ];
 
 /// A unique index that deduplication rests on: its name, table, key columns and predicate, as PostgreSQL prints them.

@@ -11,6 +11,7 @@ use ses_ledger::{
         pulse::{self as table, WorkerSeen},
     },
     pulse::{ALIVE, Identity, LAG_ENDS, Pulse, Runtime},
+    retention::Retention,
     status,
 };
 use time::{OffsetDateTime, macros::datetime};
@@ -31,8 +32,9 @@ struct Beating {
 
 impl Beating {
     async fn start(database: &Database, name: &str, runtime: Runtime) -> Self {
-        let identity =
-            Identity { name: name.to_owned(), runtime, retention_payload: Some(Duration::from_secs(90 * 86_400)) };
+        let days = |days: u64| Some(Duration::from_secs(days * 86_400));
+        let retention = Retention { retention_payload: days(90), retention_events: days(400), ..Retention::default() };
+        let identity = Identity { name: name.to_owned(), runtime, retention };
         let postgres = connect(&login(database, &["ses_ledger_worker"]).await);
         Self { pulse: Pulse::new(identity, MORNING), metrics: Arc::default(), postgres }
     }
@@ -87,6 +89,8 @@ async fn what_a_worker_says_of_itself_is_read_back() {
     assert_eq!((seen.name.as_str(), seen.runtime.as_str(), seen.alive), ("blue", "ecs", true));
     assert_eq!((seen.started_at, seen.stopped_at, seen.version.as_str()), (MORNING, None, env!("CARGO_PKG_VERSION")));
     assert_eq!((seen.connections, seen.connections_most, seen.retention_payload_seconds), (2, 4, Some(7_776_000)));
+    let retention = seen.retention.expect("it tells");
+    assert_eq!(retention, [("events".to_owned(), 34_560_000), ("payloads".to_owned(), 7_776_000)].into());
     let i = seen.identities;
     assert_eq!((i.received, i.stored, i.in_hand, i.messages_drift), (8, 7, 1, 0));
     assert_eq!((i.decoded, i.inserted, i.events_drift), (8, 7, 1));

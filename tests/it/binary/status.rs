@@ -134,7 +134,8 @@ async fn what_it_shows_fits_80_columns() {
         "events holds: 6 decoded = 6 inserted + 0 duplicate + 0 orphaned + 0 quarantined",
         "subscription never since 20",
         "waiting 0 orphans; 1 body in quarantine, 1 of them not tried again",
-        "payloads kept for ever",
+        "payloads off - - -",
+        "quarantine off - - -",
         "This needs somebody: - 1 body in quarantine that nobody has tried again: ses-ledger quarantine list",
     ] {
         assert!(words.contains(part), "{part:?} is not in:\n{out}");
