@@ -76,7 +76,7 @@ impl Emf {
 type Figure = (&'static str, &'static str, u64);
 
 impl Metrics {
-    fn counters(&self) -> [(&'static str, u64); 18] {
+    fn counters(&self) -> [(&'static str, u64); 20] {
         [
             ("MessagesReceived", &self.messages_received),
             ("MessagesStored", &self.messages_stored),
@@ -89,6 +89,7 @@ impl Metrics {
             ("EventsDecoded", &self.events_decoded),
             ("EventsInserted", &self.events_inserted),
             ("EventsDuplicate", &self.events_duplicate),
+            ("EventsExpired", &self.events_expired),
             ("EventsOrphaned", &self.events_orphaned),
             ("EventsQuarantined", &self.events_quarantined),
             ("OrphansAttached", &self.orphans_attached),
@@ -96,6 +97,7 @@ impl Metrics {
             ("DeleteRetries", &self.delete_retries),
             ("PollersReplaced", &self.pollers_replaced),
             ("RetentionRuns", &self.retention_runs),
+            ("RetentionEmptied", &self.retention_emptied),
         ]
         .map(|(name, counter)| (name, counter.get()))
     }
@@ -109,12 +111,15 @@ impl Metrics {
         ]
     }
 
-    /// The gauges that come of counting rows in the database.
-    fn waiting_rooms(&self) -> [Figure; 3] {
+    /// The gauges that come of looking into the database.
+    fn waiting_rooms(&self) -> [Figure; 6] {
         [
             ("Orphans", "Count", self.orphans.get().unsigned_abs()),
             ("OldestOrphanAge", "Seconds", self.oldest_orphan_age_seconds.get().unsigned_abs()),
             ("QuarantinedBodies", "Count", self.quarantined_bodies.get().unsigned_abs()),
+            ("MonthsAhead", "Count", self.months_ahead.get().unsigned_abs()),
+            ("EmptyingAge", "Seconds", self.emptying_age_seconds.get().unsigned_abs()),
+            ("RetentionAge", "Seconds", self.retention_age_seconds.get().unsigned_abs()),
         ]
     }
 }
@@ -150,7 +155,7 @@ mod tests {
         let emf = Emf::new(EmfSettings { interval: Duration::ZERO, namespace: String::new(), service: String::new() });
         let line = emf.line(&Metrics::default(), false, SystemTime::now());
         let announced = line["_aws"]["CloudWatchMetrics"][0]["Metrics"].to_string();
-        for name in ["Orphans", "OldestOrphanAge", "QuarantinedBodies"] {
+        for name in ["Orphans", "OldestOrphanAge", "QuarantinedBodies", "MonthsAhead", "EmptyingAge", "RetentionAge"] {
             assert!(line.get(name).is_none() && !announced.contains(&format!("{name:?}")), "{line}");
         }
         assert_eq!(line["MessagesDrift"], 0);
@@ -167,6 +172,6 @@ mod tests {
             line.as_object().into_iter().flatten().filter(|(name, _)| !["_aws", "Service"].contains(&name.as_str()));
         let values: Vec<&str> = values.map(|(name, _)| name.as_str()).collect();
         assert_eq!(announced, values);
-        assert_eq!(values.len(), 24);
+        assert_eq!(values.len(), 29);
     }
 }

@@ -7,8 +7,10 @@ use serde_json::{Value, json};
 use super::{Template, Templates};
 
 /// Environment variables of `run`, each with its default.
-pub(crate) static SETTINGS: LazyLock<BTreeMap<String, Option<String>>> = LazyLock::new(|| {
-    let help = ask(&["run", "--help"]);
+pub(crate) static SETTINGS: LazyLock<BTreeMap<String, Option<String>>> =
+    LazyLock::new(|| settings_in(&ask(&["run", "--help"])));
+
+fn settings_in(help: &str) -> BTreeMap<String, Option<String>> {
     let mut settings = BTreeMap::new();
     let mut lines = help.lines().map(str::trim).peekable();
     while let Some(line) = lines.next() {
@@ -20,7 +22,7 @@ pub(crate) static SETTINGS: LazyLock<BTreeMap<String, Option<String>>> = LazyLoc
     }
     assert!(settings.len() > 15, "the help names only {settings:?}");
     settings
-});
+}
 
 fn ask(arguments: &[&str]) -> String {
     let asked = Command::new(env!("CARGO_BIN_EXE_ses-ledger")).args(arguments).env_clear().output();
@@ -31,6 +33,17 @@ fn ask(arguments: &[&str]) -> String {
 
 pub(super) fn the_binary_knows_every_setting(templates: &Templates) -> Vec<String> {
     let mut wrong = Vec::new();
+    // What is removed is told to the worker as well: else nobody notices that it is not.
+    let task = names_in(retention_task(&templates.ecs));
+    let known = settings_in(&ask(&["retention", "run", "--help"]));
+    let unknown = task.iter().filter(|name| !known.contains_key(**name));
+    wrong.extend(unknown.map(|name| format!("worker-ecs.yaml: retention run knows no {name}")));
+    for template in templates.of_workers() {
+        let set = settings_of(template);
+        let all = known.keys().filter(|name| name.starts_with("RETENTION_"));
+        let untold = all.filter(|name| !set.contains(&name.as_str()) || !task.contains(&name.as_str()));
+        wrong.extend(untold.map(|name| format!("{}: {name} cannot be set", template.file)));
+    }
     for template in templates.of_workers() {
         let set = settings_of(template);
         assert!(set.len() > 8, "{}: only {set:?} is set", template.file);
@@ -42,12 +55,15 @@ pub(super) fn the_binary_knows_every_setting(templates: &Templates) -> Vec<Strin
 
 /// Names of the variables in the container or function, also behind a condition.
 fn settings_of(template: &Template) -> Vec<&str> {
-    let container = container(template);
-    let listed = ["Environment", "Secrets"].into_iter().flat_map(|list| container[list].as_array()).flatten();
-    let listed = listed.map(|it| if it["Fn::If"].is_null() { it } else { &it["Fn::If"][1] });
     let of_function = template.properties("Function")["Environment"]["Variables"].as_object();
     let of_function = of_function.into_iter().flatten().map(|(name, _)| name.as_str());
-    listed.map(|it| it["Name"].as_str().unwrap_or_default()).chain(of_function).collect()
+    names_in(container(template)).into_iter().chain(of_function).collect()
+}
+
+fn names_in(container: &Value) -> Vec<&str> {
+    let listed = ["Environment", "Secrets"].into_iter().flat_map(|list| container[list].as_array()).flatten();
+    let listed = listed.map(|it| if it["Fn::If"].is_null() { it } else { &it["Fn::If"][1] });
+    listed.map(|it| it["Name"].as_str().unwrap_or_default()).collect()
 }
 
 pub(super) fn the_binary_knows_every_command(templates: &Templates) -> Vec<String> {
@@ -59,7 +75,11 @@ pub(super) fn the_binary_knows_every_command(templates: &Templates) -> Vec<Strin
     if check[1] != "/usr/local/bin/ses-ledger" {
         wrong.push(format!("worker-ecs.yaml: {check} does not ask the binary"));
     }
-    for command in [&container["Command"][0], &check[2]] {
+    let retention = &retention_task(&templates.ecs)["Command"];
+    if *retention != json!(["retention", "run"]) {
+        wrong.push(format!("worker-ecs.yaml: {retention} does not let go of what is too old"));
+    }
+    for command in [&container["Command"][0], &check[2], &retention[0]] {
         if !command.as_str().is_some_and(|command| commands.contains(&command)) {
             wrong.push(format!("worker-ecs.yaml: the binary has no command {command}"));
         }
@@ -133,6 +153,10 @@ pub(super) fn the_function_is_asked_for_maintenance(templates: &Templates) -> Ve
 
 fn container(template: &Template) -> &Value {
     &template.properties("TaskDefinition")["ContainerDefinitions"][0]
+}
+
+fn retention_task(template: &Template) -> &Value {
+    &template.properties("RetentionTask")["ContainerDefinitions"][0]
 }
 
 /// What a variable is set to.

@@ -1,6 +1,7 @@
 //! Metrics that alarms, scaling and dashboards name: CloudWatch takes any name, and then waits for ever.
 
 use serde_json::{Value, json};
+use ses_ledger::postgres::letting_go;
 
 use super::{Template, Templates};
 
@@ -45,6 +46,7 @@ pub(super) const OURS: &[(&str, &str)] = &[
     ("EventsDecoded", "Sum"),
     ("EventsInserted", "Sum"),
     ("EventsDuplicate", "Sum"),
+    ("EventsExpired", "Sum"),
     ("EventsOrphaned", "Sum"),
     ("EventsQuarantined", "Sum"),
     ("OrphansAttached", "Sum"),
@@ -52,12 +54,16 @@ pub(super) const OURS: &[(&str, &str)] = &[
     ("DeleteRetries", "Sum"),
     ("PollersReplaced", "Sum"),
     ("RetentionRuns", "Sum"),
+    ("RetentionEmptied", "Sum"),
     ("MessagesInHand", "Maximum"),
     ("MessagesDrift", "Maximum"),
     ("EventsDrift", "Maximum"),
     ("Orphans", "Maximum"),
     ("OldestOrphanAge", "Maximum"),
     ("QuarantinedBodies", "Maximum"),
+    ("MonthsAhead", "Maximum"),
+    ("EmptyingAge", "Maximum"),
+    ("RetentionAge", "Maximum"),
 ];
 
 /// Words of metric math that are no ids.
@@ -244,6 +250,17 @@ pub(super) fn thresholds_have_the_unit_of_their_metric(templates: &Templates) ->
         .filter(|(name, threshold)| alarm(name)["Threshold"] != *threshold)
         .map(|(name, threshold)| format!("pipeline.yaml: the threshold of {name} is not {threshold}"))
         .collect();
+    for worker in templates.of_workers() {
+        let expected = [
+            ("RetentionOverdueAlarm", letting_go::OVERDUE.as_secs()),
+            ("PartitionsAlarm", letting_go::FEWEST_MONTHS_AHEAD.unsigned_abs()),
+        ];
+        for (name, threshold) in expected {
+            if worker.properties(name)["Threshold"] != json!(threshold) {
+                wrong.push(format!("{}: the threshold of {name} is not {threshold}", worker.file));
+            }
+        }
+    }
     // Milliseconds of an invocation, seconds of its timeout.
     let late = templates.lambda.properties("DurationAlarm")["Metrics"].as_array();
     let late = late.into_iter().flatten().find_map(|it| it["Expression"]["Fn::Sub"].as_str()).unwrap_or_default();
@@ -266,7 +283,16 @@ pub(super) fn what_has_to_wake_somebody_has_an_alarm(templates: &Templates) -> V
         "Reputation.BounceRate",
         "Reputation.ComplaintRate",
     ];
-    let both = ["MessagesDrift", "EventsDrift", "MessagesRejected", "OldestOrphanAge", "RetentionRuns"];
+    let both = [
+        "MessagesDrift",
+        "EventsDrift",
+        "MessagesRejected",
+        "OldestOrphanAge",
+        "RetentionRuns",
+        "EmptyingAge",
+        "RetentionAge",
+        "MonthsAhead",
+    ];
     let ecs = ["MessagesInHand", "DesiredTaskCount", "RunningTaskCount"];
     let lambda = ["Errors", "Throttles", "Duration", "Invocations"];
     let needed: [(&Template, Vec<&str>); 3] = [
