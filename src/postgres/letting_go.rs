@@ -197,21 +197,22 @@ impl Owner {
     /// If the catalogue cannot be read.
     pub async fn months_before(&mut self, horizon: OffsetDateTime) -> anyhow::Result<Vec<Month>> {
         // A month that is gone may have come back for mails whose id only looks like it: that one stays.
-        let rows = sqlx::query(
+        let rows = sqlx::query(AssertSqlSafe(format!(
             "SELECT * FROM (
                SELECT c.relname::text AS name, i.inhrelid IS NOT NULL AS attached, coalesce(i.inhdetachpending, false) AS pending,
                       make_date(substr(c.relname, 15, 4)::integer, substr(c.relname, 20, 2)::integer, 1) AS first,
-                      greatest(c.reltuples, 0)::bigint AS rows, pg_total_relation_size(c.oid) AS bytes
+                      w.rows, w.bytes
                FROM pg_class AS c
                LEFT JOIN pg_inherits AS i ON i.inhrelid = c.oid AND i.inhparent = to_regclass('email_events')
-               WHERE c.relkind = 'r' AND c.relname ~ '^email_events_y[0-9]{4}m(0[1-9]|1[0-2])(_let_go)?$'
+               CROSS JOIN LATERAL ({WEIGHT}) AS w
+               WHERE c.relkind IN ('r', 'p') AND c.relname ~ '^email_events_y[0-9]{{4}}m(0[1-9]|1[0-2])(_let_go)?$'
                  AND c.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('email_events'))
              ) AS months
              WHERE first < ($1 AT TIME ZONE 'UTC')::date
                AND (name LIKE '%let_go' OR attached AND NOT EXISTS (
                  SELECT FROM ses_ledger_months_let_go AS g WHERE g.month = first AND g.gone_at IS NOT NULL))
              ORDER BY pending DESC, first, name DESC",
-        );
+        )));
         let rows = rows.bind(horizon).fetch_all(&mut self.connection).await.context("cannot list the months")?;
         let month = |row: &PgRow| {
             Ok::<_, sqlx::Error>(Month {
@@ -572,19 +573,25 @@ impl Rows {
     }
 }
 
+/// Rows, as far as PostgreSQL knows, and bytes of the table `c`: a month, which somebody may have divided further.
+const WEIGHT: &str =
+    "SELECT coalesce(sum(greatest(l.reltuples, 0)), 0)::bigint AS rows, coalesce(sum(pg_total_relation_size(l.oid)), 0)::bigint AS bytes
+  FROM pg_class AS l
+  WHERE l.relkind = 'r' AND l.oid IN (SELECT c.oid UNION ALL SELECT relid FROM pg_partition_tree(c.oid))";
+
 /// The partitions of the events, oldest first.
 ///
 /// # Errors
 /// If the catalogue cannot be read.
 pub async fn partitions(postgres: &Postgres) -> anyhow::Result<Vec<Partition>> {
-    let rows = sqlx::query(
-        "SELECT c.relname::text AS name, greatest(c.reltuples, 0)::bigint AS rows, pg_total_relation_size(c.oid) AS bytes,
-                CASE WHEN c.relname ~ '^email_events_y[0-9]{4}m[0-9]{2}'
+    let rows = sqlx::query(AssertSqlSafe(format!(
+        "SELECT c.relname::text AS name, w.rows, w.bytes,
+                CASE WHEN c.relname ~ '^email_events_y[0-9]{{4}}m[0-9]{{2}}'
                      THEN substr(c.relname, 15, 4) || '-' || substr(c.relname, 20, 2) END AS month
-         FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+         FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid CROSS JOIN LATERAL ({WEIGHT}) AS w
          WHERE i.inhparent = to_regclass('email_events')
          ORDER BY month NULLS FIRST, c.relname",
-    );
+    )));
     let rows = rows.fetch_all(postgres).await.context("cannot list the partitions")?;
     let partition = |row: &PgRow| {
         Ok::<_, sqlx::Error>(Partition {

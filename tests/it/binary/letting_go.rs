@@ -116,6 +116,33 @@ async fn partitions_are_listed_and_made() {
 }
 
 #[tokio::test]
+async fn a_month_that_somebody_divided_into_days_is_a_month_like_others() {
+    let database = database::fresh().await;
+    let days = include_str!("../../../infra/finer-month.sql").replace("2027-06-01", "2025-01-01");
+    database.run(&days).await;
+    database.run(&days.replace("2025-01-01", "2025-02-01").replace(" LOOP\n", " LOOP EXIT;\n")).await;
+    assert_eq!(call(&database.url, &["migrate", "verify"]).await.code, Some(0));
+    old_mail(&database).await;
+    assert_eq!(database.number("SELECT count(*) FROM email_events_y2025m01d15").await, 2);
+    store(&database.store(), [event("old", EventKind::Send)]).await;
+    assert_eq!(database.number("SELECT count(*) FROM email_events").await, 2, "one that comes again is known");
+
+    database.run("ANALYZE email_events").await;
+    let list = json(&database.url, &["partitions", "list"], 0).await;
+    let month = list["partitions"].as_array().and_then(|all| all.iter().find(|one| one["month"] == "2025-01"));
+    let month = month.unwrap_or_else(|| panic!("the month is not there: {list}"));
+    assert_eq!(month["rows"], 2, "{month}");
+    assert!(month["bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{month}");
+
+    let run = json(&database.url, &["retention", "run", "--retention-events=100d"], 0).await;
+    assert_eq!(run["let_go"][0]["months"], serde_json::json!(["2025-01", "2025-02"]), "also one without days: {run}");
+    let left = "SELECT count(*) FROM pg_class WHERE relname LIKE 'email\\_events\\_y2025m0%'";
+    assert_eq!(database.number(left).await, 0);
+    store(&database.store(), [event("old", EventKind::Send)]).await;
+    assert_eq!(database.number("SELECT count(*) FROM email_events").await, 0, "what went stays known");
+}
+
+#[tokio::test]
 async fn erase_looks_first_and_leaves_a_receipt_without_the_address() {
     let database = database::fresh().await;
     old_mail(&database).await;
