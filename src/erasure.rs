@@ -2,6 +2,8 @@
 //!
 //! Pure: texts in, texts out.
 
+use std::collections::BTreeSet;
+
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use serde_json::Value;
 
@@ -9,6 +11,10 @@ use crate::event::Address;
 
 /// A stretch of Base64 that is shorter can hold no address worth looking for.
 const SHORTEST_BASE64: usize = 16;
+/// Base64 within Base64 is looked into so often.
+const MOST_NESTED: usize = 4;
+/// No id of a mail is longer.
+const LONGEST_ID: usize = 256;
 
 /// Whom to take out, and what to put in her place.
 pub struct Person {
@@ -137,19 +143,80 @@ impl Person {
     }
 
     fn is_in_base64(&self, stretch: &[u8]) -> bool {
-        let clean = |b: &u8| match b {
-            b'-' => Some(b'+'),
-            b'_' => Some(b'/'),
-            b if b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/') => Some(*b),
-            _ => None,
-        };
-        let mut text: Vec<u8> = stretch.iter().filter_map(clean).collect();
-        text.truncate(text.len() - usize::from(text.len() % 4 == 1));
-        // The last bits of a stretch that was cut may say nothing.
-        let whole = text.len() / 4 * 4;
-        let decoded = STANDARD_NO_PAD.decode(&text).or_else(|_| STANDARD_NO_PAD.decode(&text[..whole]));
-        decoded.is_ok_and(|body| self.out_of_body(&body).is_some())
+        from_base64(stretch).is_some_and(|body| self.out_of_body(&body).is_some())
     }
+}
+
+/// What a stretch of Base64 holds, in either alphabet, also with line breaks and cut at its end.
+fn from_base64(stretch: &[u8]) -> Option<Vec<u8>> {
+    let clean = |b: &u8| match b {
+        b'-' => Some(b'+'),
+        b'_' => Some(b'/'),
+        b if b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/') => Some(*b),
+        _ => None,
+    };
+    let mut text: Vec<u8> = stretch.iter().filter_map(clean).collect();
+    text.truncate(text.len() - usize::from(text.len() % 4 == 1));
+    // The last bits of a stretch that was cut may say nothing.
+    let whole = text.len() / 4 * 4;
+    STANDARD_NO_PAD.decode(&text).or_else(|_| STANDARD_NO_PAD.decode(&text[..whole])).ok()
+}
+
+/// What a body names that may be an address or a mail's id.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Named {
+    /// In lower case.
+    pub(crate) addresses: BTreeSet<String>,
+    /// Everything else that could be the id of a mail, as it is written.
+    pub(crate) words: BTreeSet<String>,
+}
+
+impl Named {
+    /// In every form in which [`Person::out_of_body`] would find an address.
+    pub(crate) fn in_body(body: &[u8]) -> Self {
+        let mut named = Self::default();
+        named.look(body, MOST_NESTED);
+        named
+    }
+
+    fn look(&mut self, body: &[u8], deep: usize) {
+        let plain = plain(body);
+        for word in plain.split(|byte| !is_of_address(*byte) && *byte != b'@') {
+            if let Some(at) = word.iter().position(|byte| *byte == b'@') {
+                // Where there are two, as in a path of old mail routes, the last one tells the domain.
+                let last = word.iter().rposition(|byte| *byte == b'@').unwrap_or(at);
+                let end = word[last + 1..]
+                    .iter()
+                    .position(|byte| !is_of_domain(*byte))
+                    .map_or(word.len(), |end| last + 1 + end);
+                let address = String::from_utf8_lossy(&word[..end]);
+                self.addresses.insert(address.trim_end_matches(['.', '-']).to_lowercase());
+            } else if (1..=LONGEST_ID).contains(&word.len()) {
+                self.words.insert(String::from_utf8_lossy(word).into_owned());
+            }
+        }
+        let mut at = 0;
+        while deep > 0 && at < body.len() {
+            let length = base64_length(&body[at..]);
+            if length >= SHORTEST_BASE64
+                && let Some(inner) = from_base64(&body[at..at + length])
+            {
+                self.look(&inner, deep - 1);
+            }
+            at += length.max(1);
+        }
+    }
+}
+
+/// What is encoded as it reads, and a blank for each escaped line break.
+fn plain(mut bytes: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(bytes.len());
+    while let Some((byte, length)) = decoded(bytes) {
+        let is_break = bytes[0] == b'\\' && matches!(bytes.get(1), Some(b'n' | b'r' | b't'));
+        plain.push(if is_break { b' ' } else { byte });
+        bytes = &bytes[if is_break { 2 } else { length }..];
+    }
+    plain
 }
 
 /// How much of this is one stretch of Base64: its alphabets, and line breaks, also as `\n`.
@@ -224,6 +291,10 @@ fn is_end(after: &[u8]) -> bool {
         [next, ..] => !next.is_ascii_alphanumeric(),
         [] => true,
     }
+}
+
+fn is_of_domain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte >= 0x80 || matches!(byte, b'.' | b'-' | b'_')
 }
 
 fn is_of_address(byte: u8) -> bool {
@@ -334,6 +405,27 @@ mod tests {
         assert_eq!(ana().out_of_body(&[0xff, 0, b'a']), None);
         assert_eq!(ana().out_of_body(b"\xffana.lee+x@example.org\xfe"), None, "it goes on before it");
         assert_eq!(ana().out_of_body(b"\0ana.lee+x@example.org\xfe").as_deref(), Some(&b"\0erased:1\xfe"[..]));
+    }
+
+    #[test]
+    fn what_a_body_names_is_found_in_every_form() {
+        let texts = [
+            r#"{"messageId":"0100-a","to":"Ana <Ana.Lee+x@Example.ORG>"#,
+            "0100-a\\nana.lee%2Bx%40example.org.",
+            r"0100-a mailto:ana.lee&#43;x&#x40;example.org",
+            r#"0100-a ana.lee\u002bx\u0040example.org"#,
+            "<ana.lee+x@example.org>, 0100-a: no such user",
+        ];
+        for text in texts {
+            let inner = STANDARD.encode(format!("{text} and more"));
+            for body in [text.to_owned(), format!("{{\"data\":\"{inner}\"}}")] {
+                let named = Named::in_body(body.as_bytes());
+                assert!(named.addresses.contains("ana.lee+x@example.org"), "{body}: {named:?}");
+                assert!(named.words.contains("0100-a"), "{body}: {named:?}");
+                assert!(ana().out_of_body(body.as_bytes()).is_some(), "{body}");
+            }
+        }
+        assert_eq!(Named::in_body(b"\xff\0").addresses, BTreeSet::new());
     }
 
     #[test]

@@ -550,7 +550,10 @@ async fn quarantine(session: &mut Session, quarantined: &[Quarantined]) -> Resul
         let entry = rows.entry(Sha256::digest(&row.body).to_vec()).or_insert((row, 0));
         *entry = (row, entry.1 + 1);
     }
-    for (digest, (row, times_seen)) in rows {
+    // The digest stays that of the body as it came: so it is known when it comes again.
+    let bodies = Vec::from_iter(rows.values().map(|(row, _)| row.body.as_slice()));
+    let without = erasure::out_of_bodies(session, &bodies).await?;
+    for ((digest, (row, times_seen)), without) in rows.into_iter().zip(without) {
         sqlx::query(
             "INSERT INTO quarantined_messages AS q
                (uuid, body, body_digest, stage, reason, failed_at, fingerprint, queue, sqs_message_id, receive_count, times_seen)
@@ -561,7 +564,7 @@ async fn quarantine(session: &mut Session, quarantined: &[Quarantined]) -> Resul
              WHERE (q.sqs_message_id, q.receive_count) <> (excluded.sqs_message_id, excluded.receive_count)",
         )
         .bind(Uuid::now_v7())
-        .bind(&row.body)
+        .bind(without.as_ref().unwrap_or(&row.body))
         .bind(&digest)
         .bind(row.stage.as_str())
         .bind(&row.reason)

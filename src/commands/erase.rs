@@ -1,9 +1,10 @@
 //! `ses-ledger erase`: a person is forgotten; the figures stay.
 
 use std::{
+    collections::BTreeMap,
     io::{self, Write as _},
     process::ExitCode,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use clap::Args;
@@ -17,7 +18,7 @@ use crate::{
         erasure::{self, Erasure, ErasureReceipt, Found},
         letting_go::Owner,
     },
-    readable::{grouped, second},
+    readable::{grouped, second, span},
 };
 
 /// Take a person out of mails, events, orphans and quarantine
@@ -78,7 +79,8 @@ pub async fn run(args: EraseArgs) -> anyhow::Result<ExitCode> {
     let Some(person) = Person::parse(&args.address, &name) else { return Ok(ExitCode::from(EXIT_USAGE)) };
     let mut out = io::stdout().lock();
     if !args.yes {
-        let found = erasure::look(&mut owner, &person).await?;
+        let mut progress = Progress::begin(&mut owner).await?;
+        let found = erasure::look(&mut owner, &person, |stage, seen| progress.tell(stage, seen)).await?;
         match args.json {
             true => writeln!(out, "{}", json!({"name": name, "rows": found}))?,
             false => write!(out, "{}", shown(&found, "would change"))?,
@@ -96,15 +98,53 @@ pub async fn run(args: EraseArgs) -> anyhow::Result<ExitCode> {
 
 async fn erase(owner: &mut Owner, person: &Person, name: &str) -> anyhow::Result<ErasureReceipt> {
     let mut erasure = Erasure::begin(owner, name).await?;
-    let mut at = "";
-    while let Some(stage) = erasure.step(owner, person).await? {
-        if stage != at {
-            eprintln!("looking through: {stage}");
-            at = stage;
-        }
+    let mut progress = Progress::begin(owner).await?;
+    while let Some((stage, seen)) = erasure.step(owner, person).await? {
+        progress.tell(stage, seen);
     }
     erasure.receipt(owner).await
 }
+
+/// Says how far it has come, now and then.
+struct Progress {
+    about: BTreeMap<String, u64>,
+    stage: &'static str,
+    began: Instant,
+    told: Instant,
+}
+
+impl Progress {
+    async fn begin(owner: &mut Owner) -> anyhow::Result<Self> {
+        let now = Instant::now();
+        Ok(Self { about: erasure::about(owner).await?, stage: "", began: now, told: now })
+    }
+
+    fn tell(&mut self, stage: &'static str, seen: u64) {
+        let now = Instant::now();
+        if stage != self.stage {
+            (self.stage, self.began, self.told) = (stage, now, now);
+            eprintln!("looking through: {stage}");
+        } else if now - self.told >= TELL_EVERY {
+            self.told = now;
+            let about = self.about.get(stage).copied().unwrap_or_default();
+            eprintln!("{}", far(seen, about, now - self.began));
+        }
+    }
+}
+
+/// `1,200,000 of about 5,400,000 rows, 40 s to go`.
+fn far(seen: u64, about: u64, took: Duration) -> String {
+    match about.checked_sub(seen) {
+        Some(left @ 1..) if seen > 0 => {
+            let to_go = span(Duration::from_secs_f64((took.as_secs_f64() * left as f64 / seen as f64).round()));
+            format!("  {} of about {} rows, {to_go} to go at this rate", grouped(seen), grouped(about))
+        }
+        _ => format!("  {} rows", grouped(seen)),
+    }
+}
+
+/// How often it says how far it is.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 
 fn shown(found: &Found, title: &str) -> String {
     let mut text = format!("{title}\n");
@@ -133,4 +173,17 @@ fn receipted(receipt: &ErasureReceipt) -> String {
         text += &format!("{what:<14} {value}\n");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_told_with_what_is_left() {
+        let took = Duration::from_secs(10);
+        assert_eq!(far(1_000_000, 5_000_000, took), "  1,000,000 of about 5,000,000 rows, 40 s to go at this rate");
+        assert_eq!(far(1_000_000, 0, took), "  1,000,000 rows", "never analysed");
+        assert_eq!(far(6_000_000, 5_000_000, took), "  6,000,000 rows", "more than was thought");
+    }
 }

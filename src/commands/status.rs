@@ -378,16 +378,21 @@ fn about_retention(status: &Status, screen: &Screen) -> String {
             "{:<13}{:<14}{:<21}{:<21}{:>11}",
             "Retention", "goes after", "last ran", "ended", "let go"
         ))];
-    let mut notes = Vec::new();
+    let mut notes: Vec<(String, Vec<&str>)> = Vec::new();
     for kept in &standing.classes {
         let class = kept.class.as_str();
         let at = |at: Option<OffsetDateTime>| at.map_or("-".to_owned(), second);
         let rows = kept.rows.map_or("-".to_owned(), grouped);
         let (setting, note) = setting(kept);
         lines.push(format!("  {class:<11}{setting:<14}{:<21}{:<21}{rows:>11}", at(kept.ran_at), at(kept.ended_at)));
-        notes.extend(note.map(|note| wrapped("  ", &format!("{class}: {note}"))));
+        if let Some(note) = note {
+            match notes.iter_mut().find(|(same, _)| *same == note) {
+                Some((_, classes)) => classes.push(class),
+                None => notes.push((note, vec![class])),
+            }
+        }
     }
-    lines.extend(notes);
+    lines.extend(notes.iter().map(|(note, classes)| wrapped("  ", &format!("{}: {note}", classes.join(", ")))));
     let day = |at: OffsetDateTime| second(at).chars().take(10).collect::<String>();
     let mut from = Vec::from_iter(standing.events_from.map(|at| format!("events of mails since {}", day(at))));
     from.extend(standing.logs_from.map(|at| format!("mails since {}", day(at))));

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use anyhow::Context as _;
 use serde::Serialize;
-use sqlx::{Connection as _, PgConnection, Row as _, postgres::PgRow};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _, postgres::PgRow};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
-use super::letting_go::Owner;
+use super::{letting_go::Owner, session::Session};
 use crate::{
-    erasure::Person,
+    erasure::{Named, Person},
     event::{Address, MessageId},
 };
 
@@ -59,6 +59,8 @@ pub struct Erasure {
     uuid: Uuid,
     stage: Stage,
     after: (Uuid, Uuid),
+    /// Rows of this stage that were looked at since it began, or went on.
+    seen: u64,
     found: Found,
 }
 
@@ -81,36 +83,55 @@ impl Stage {
         Self::ALL.get(at + 1).copied()
     }
 
-    /// Rows after the key ($1, $2), at most $3, with what may hold her; `may_be` where the two words ($4, $5) are in it.
-    fn slice(self) -> &'static str {
-        match self {
-            Self::Events => {
-                "SELECT email_log_uuid AS log, uuid, recipient, diagnostic, link, user_agent, payload::text AS json,
-                        (SELECT aws_message_id FROM email_logs AS l WHERE l.uuid = e.email_log_uuid) AS mail,
-                        lower(text) LIKE '%' || $4 || '%' AND lower(text) LIKE '%' || $5 || '%' AS may_be
-                 FROM email_events AS e, LATERAL concat_ws(' ', recipient, diagnostic, link, user_agent, payload::text) AS text
-                 WHERE (email_log_uuid, uuid) > ($1, $2) ORDER BY email_log_uuid, uuid LIMIT $3"
-            }
-            Self::Orphans => {
-                "SELECT uuid AS log, uuid, recipient, diagnostic, link, user_agent, payload::text AS json, aws_message_id AS mail,
-                        lower(text) LIKE '%' || $4 || '%' AND lower(text) LIKE '%' || $5 || '%' AS may_be
-                 FROM orphaned_events AS e, LATERAL concat_ws(' ', recipient, diagnostic, link, user_agent, payload::text) AS text
-                 WHERE uuid > $1 AND $2::uuid IS NOT NULL ORDER BY uuid LIMIT $3"
-            }
-            Self::Logs => {
-                "SELECT uuid AS log, uuid, aws_message_id AS mail, sender, recipients, subject, tags::text, headers::text, body_full,
-                        lower(text) LIKE '%' || $4 || '%' AND lower(text) LIKE '%' || $5 || '%' AS may_be
-                 FROM email_logs, LATERAL concat_ws(' ', sender, array_to_string(recipients, ' '), subject, tags::text,
-                                                    headers::text, body_full) AS text
-                 WHERE uuid > $1 AND $2::uuid IS NOT NULL ORDER BY uuid LIMIT $3"
-            }
+    /// Of the rows after the key ($1, $2), at most $3, those that hold both words ($4, $5), and the last in any case: so most
+    /// rows are read, and few are sent. Each says how many were read.
+    fn slice(self) -> String {
+        let (table, key, columns, text) = match self {
+            Self::Events => (
+                "email_events",
+                "email_log_uuid, uuid",
+                "email_log_uuid AS log, uuid, recipient, diagnostic, link, user_agent, payload::text AS json",
+                "recipient, diagnostic, link, user_agent, json",
+            ),
+            Self::Orphans => (
+                "orphaned_events",
+                "uuid",
+                "uuid AS log, uuid, recipient, diagnostic, link, user_agent, payload::text AS json, aws_message_id",
+                "recipient, diagnostic, link, user_agent, json",
+            ),
+            Self::Logs => (
+                "email_logs",
+                "uuid",
+                "uuid AS log, uuid, aws_message_id, sender, recipients, subject, tags::text, headers::text, body_full",
+                "sender, array_to_string(recipients, ' '), subject, tags, headers, body_full",
+            ),
             // Base64 shows none of its words.
-            Self::Quarantine => {
-                "SELECT uuid AS log, uuid, body, $4::text IS NOT NULL AND $5::text IS NOT NULL AS may_be FROM quarantined_messages
-                 WHERE uuid > $1 AND $2::uuid IS NOT NULL ORDER BY uuid LIMIT $3"
+            Self::Quarantine | Self::Unnamed | Self::Again => {
+                ("quarantined_messages", "uuid", "uuid AS log, uuid, body", "")
             }
-            Self::Unnamed | Self::Again => "",
-        }
+        };
+        let after = if self == Self::Events { "($1, $2)" } else { "($1) AND $2::uuid IS NOT NULL" };
+        // The words are of ASCII, and so are the texts that are compared with them: that needs no rules of a language, which
+        // take as long as all the rest. A recipient is compared by those rules.
+        let words = "text LIKE '%' || $4 || '%' AND text LIKE '%' || $5 || '%'";
+        let may_be = match self {
+            Self::Events | Self::Orphans => format!("{words} OR lower(recipient) LIKE '%' || $4 || '%'"),
+            Self::Logs => words.to_owned(),
+            _ => "text IS NOT NULL AND $4::text IS NOT NULL AND $5::text IS NOT NULL".to_owned(),
+        };
+        let mail = match self {
+            Self::Events => "(SELECT aws_message_id FROM email_logs AS l WHERE l.uuid = s.log)",
+            Self::Orphans | Self::Logs => "s.aws_message_id",
+            _ => "NULL::text",
+        };
+        format!(
+            "SELECT s.*, {mail} AS mail
+             FROM (SELECT e.*, {may_be} AS may_be, row_number() OVER () AS n, count(*) OVER () AS read
+                   FROM (SELECT {columns} FROM {table} WHERE ({key}) > {after} ORDER BY {key} LIMIT $3) AS e,
+                        LATERAL (SELECT lower(concat_ws(' ', {text} '') COLLATE \"C\") AS text OFFSET 0) AS t) AS s
+             WHERE may_be OR n = read ORDER BY log, uuid",
+            text = if text.is_empty() { String::new() } else { format!("{text},") },
+        )
     }
 }
 
@@ -134,19 +155,42 @@ pub async fn name_of(owner: &mut Owner, address: &str) -> anyhow::Result<String>
     query.fetch_one(owner.connection()).await.context("cannot make the digest of the address")
 }
 
-/// Where she is, and how often. Changes nothing.
+/// About how many rows there are to look through at each stage; as the planner guesses, so zero before the first ANALYZE.
+///
+/// # Errors
+/// If the catalogue cannot be read.
+pub async fn about(owner: &mut Owner) -> anyhow::Result<BTreeMap<String, u64>> {
+    let query = sqlx::query(
+        "SELECT stage, (SELECT sum(greatest(c.reltuples, 0))::bigint FROM pg_class AS c
+                        WHERE c.relkind = 'r' AND (c.oid = to_regclass(name) OR c.oid IN (SELECT relid FROM pg_partition_tree(to_regclass(name))))) AS rows
+         FROM (VALUES ('events', 'email_events'), ('orphans', 'orphaned_events'), ('logs', 'email_logs'),
+                      ('quarantine', 'quarantined_messages')) AS stages (stage, name)",
+    );
+    let read = |row: PgRow| Ok((row.try_get("stage")?, row.try_get::<i64, _>("rows")?.unsigned_abs()));
+    let all = query.try_map(read).fetch_all(owner.connection()).await;
+    Ok(all.context("cannot guess how many rows there are")?.into_iter().collect())
+}
+
+/// Where she is, and how often. Changes nothing. `tell` hears after each slice where it is, and how many rows it read there.
 ///
 /// # Errors
 /// If the tables cannot be read.
-pub async fn look(owner: &mut Owner, person: &Person) -> anyhow::Result<Found> {
+pub async fn look(
+    owner: &mut Owner,
+    person: &Person,
+    mut tell: impl FnMut(&'static str, u64),
+) -> anyhow::Result<Found> {
     let mut found = Found::default();
     for stage in [Stage::Events, Stage::Orphans, Stage::Logs, Stage::Quarantine] {
-        let mut after = (Uuid::nil(), Uuid::nil());
+        let (mut after, mut seen) = ((Uuid::nil(), Uuid::nil()), 0);
+        tell(stage.as_str(), 0);
         loop {
             let rows = read(owner.connection(), stage, after, person).await;
             let rows = rows.with_context(|| format!("cannot look through the {}", stage.as_str()))?;
             let Some(last) = rows.last() else { break };
             after = (last.try_get("log")?, last.try_get("uuid")?);
+            seen += last.try_get::<i64, _>("read")?.unsigned_abs();
+            tell(stage.as_str(), seen);
             for row in &rows {
                 found.add(
                     stage.as_str(),
@@ -190,18 +234,19 @@ impl Erasure {
             uuid: row.try_get("uuid")?,
             stage: Stage::ALL.into_iter().find(|s| s.as_str() == stage).unwrap_or(Stage::Events),
             after: (row.try_get("after_log")?, row.try_get("after_event")?),
+            seen: 0,
             found: Found(serde_json::from_str(&counts).context("cannot read the receipt")?),
         })
     }
 
-    /// Changes the next slice; says where it is, or nothing at the end.
+    /// Changes the next slice; says where it is and how many rows it has read there, or nothing at the end.
     ///
     /// # Errors
     /// If it cannot be changed. Those before it are.
-    pub async fn step(&mut self, owner: &mut Owner, person: &Person) -> anyhow::Result<Option<&'static str>> {
+    pub async fn step(&mut self, owner: &mut Owner, person: &Person) -> anyhow::Result<Option<(&'static str, u64)>> {
         let stage = self.stage;
         let mut tries = 0;
-        let (last, changed) = loop {
+        let (last, changed, read) = loop {
             tries += 1;
             match self.try_step(owner.connection(), person).await {
                 // 23505: somebody stored the same row meanwhile. 40P01, 55P03: or is in the way.
@@ -211,26 +256,29 @@ impl Erasure {
         };
         self.found.add(stage.as_str(), changed);
         match last {
-            Some(last) => self.after = last,
+            Some(last) => {
+                self.after = last;
+                self.seen += read;
+            }
             None => {
-                self.after = (Uuid::nil(), Uuid::nil());
+                (self.after, self.seen) = ((Uuid::nil(), Uuid::nil()), 0);
                 let Some(next) = stage.next() else { return Ok(None) };
                 self.stage = next;
             }
         }
-        Ok(Some(self.stage.as_str()))
+        Ok(Some((self.stage.as_str(), self.seen)))
     }
 
-    /// One slice and how far it came, or nothing of both.
+    /// One slice: how far it came if there was one, how many rows it changed, and how many it read.
     async fn try_step(
         &self,
         connection: &mut PgConnection,
         person: &Person,
-    ) -> anyhow::Result<(Option<(Uuid, Uuid)>, u64)> {
+    ) -> anyhow::Result<(Option<(Uuid, Uuid)>, u64, u64)> {
         let mut transaction = connection.begin().await?;
-        let (last, changed) = match self.stage {
-            Stage::Unnamed => (None, unnamed(&mut transaction, person).await?),
-            Stage::Again => (None, again(&mut transaction, person).await?),
+        let (last, changed, seen) = match self.stage {
+            Stage::Unnamed => (None, unnamed(&mut transaction, person).await?, 0),
+            Stage::Again => (None, again(&mut transaction, person).await?, 0),
             stage => {
                 let rows = read(&mut transaction, stage, self.after, person).await?;
                 let mut changed = 0;
@@ -240,7 +288,8 @@ impl Erasure {
                     }
                 }
                 let last = rows.last().map(|row| Ok::<_, sqlx::Error>((row.try_get("log")?, row.try_get("uuid")?)));
-                (last.transpose()?, changed)
+                let seen = rows.last().map_or(Ok(0), |row| row.try_get::<i64, _>("read"))?;
+                (last.transpose()?, changed, seen.unsigned_abs())
             }
         };
         let mut found = self.found.clone();
@@ -262,7 +311,7 @@ impl Erasure {
         .execute(&mut *transaction)
         .await?;
         transaction.commit().await?;
-        Ok((last, changed))
+        Ok((last, changed, seen))
     }
 
     /// What remains to be shown of it.
@@ -283,6 +332,38 @@ impl Erasure {
     }
 }
 
+/// Bodies on their way to quarantine, without those who were erased in the mails that they name. `None`: it stays as it is.
+/// A body that names none of these mails is one of a mail that was written since.
+pub(super) async fn out_of_bodies(
+    session: &mut Session,
+    bodies: &[&[u8]],
+) -> Result<Vec<Option<Vec<u8>>>, sqlx::Error> {
+    let anybody = sqlx::query_scalar::<_, bool>("SELECT EXISTS (SELECT FROM ses_ledger_erased)");
+    if bodies.is_empty() || !anybody.fetch_one(&mut *session).await? {
+        return Ok(vec![None; bodies.len()]);
+    }
+    let mut without = Vec::new();
+    for body in bodies {
+        let Named { addresses, words } = Named::in_body(body);
+        let erased: Vec<(String, String)> = sqlx::query_as(
+            "SELECT DISTINCT a.address, x.name
+             FROM unnest($1::text[]) AS a (address) JOIN ses_ledger_erased AS x ON x.name = ses_ledger_erased_name(a.address)
+             WHERE x.mail = ANY ($2)",
+        )
+        .bind(Vec::from_iter(addresses))
+        .bind(Vec::from_iter(words))
+        .fetch_all(&mut *session)
+        .await?;
+        let mut kept = None;
+        for (address, name) in erased {
+            let Some(person) = Person::parse(&address, &name) else { continue };
+            kept = person.out_of_body(kept.as_deref().unwrap_or(body)).or(kept);
+        }
+        without.push(kept);
+    }
+    Ok(without)
+}
+
 async fn read(
     connection: &mut PgConnection,
     stage: Stage,
@@ -291,7 +372,7 @@ async fn read(
 ) -> Result<Vec<PgRow>, sqlx::Error> {
     let most = if stage == Stage::Quarantine { BODIES } else { SLICE };
     let [local, domain] = person.words();
-    sqlx::query(stage.slice())
+    sqlx::query(AssertSqlSafe(stage.slice()))
         .bind(after.0)
         .bind(after.1)
         .bind(most)

@@ -19,7 +19,8 @@ use uuid::Uuid;
 
 use crate::{
     arrivals::{event, junk, opened, origin, store, with},
-    database::{self, Database},
+    database::{self, Database, connect},
+    roles::login,
 };
 
 const ANA: &str = "ana.lee@example.net";
@@ -125,7 +126,7 @@ async fn she_is_nowhere_afterwards_and_nothing_is_counted_otherwise() {
     let before = counts(&database).await;
     let mut owner = Owner::look(&postgres).await.expect("it is the owner");
     let person = Person::parse("<ANA.LEE@example.net>", "erased:x").expect("it is an address");
-    let found = erasure::look(&mut owner, &person).await.expect("it answers");
+    let found = erasure::look(&mut owner, &person, |_, _| {}).await.expect("it answers");
     owner.end().await;
     assert!(everything(&database).await.contains("ana.lee"), "looking changes nothing");
     let receipt = erase(&postgres, "<ANA.LEE@example.net>").await;
@@ -236,4 +237,56 @@ async fn a_double_that_came_between_is_counted_once() {
     assert_eq!(database.number("SELECT open_count::bigint FROM email_logs").await, 1);
     assert_eq!(store(&postgres, [open, to("m", EventKind::Send, ANA)]).await, [Duplicate; 2]);
     assert_ne!(log, Uuid::nil());
+}
+
+/// Dead letters are redriven long after: those that cannot be understood go to quarantine whole.
+#[tokio::test]
+async fn a_body_that_comes_to_quarantine_after_the_erasure_does_not_bring_her_back() {
+    let database = database::fresh().await;
+    let postgres = connect(&login(&database, &["ses_ledger_worker"]).await);
+    story(&database).await;
+    erase(&database.store(), ANA).await;
+    let inner = STANDARD.encode(r#"{"mail":{"messageId":"two","destination":["Ana.Lee@example.net"]}}"#);
+    let bodies = [
+        r#"{"mail":{"messageId":"one","destination":["\"Lee, Ana\" <ANA.Lee@example.net>","bob@x.org"]},"eventType":"#
+            .to_owned(),
+        r#"{"Message":"{\"messageId\":\"orphan\",\"to\":\"ana.lee\u0040example.net\""#.to_owned(),
+        format!(r#"{{"data": "{inner}""#),
+        // A mail that was written to her since, and one of somebody else.
+        r#"{"messageId":"newer","to":"ana.lee@example.net""#.to_owned(),
+        r#"{"messageId":"one","to":"diana.lee@example.net""#.to_owned(),
+    ];
+    let rejects: Vec<_> =
+        (10..).zip(&bodies).map(|(n, body)| junk(body, "invalid_json", "$", origin("sqs-9", n))).collect();
+    let before = database.number("SELECT count(*) FROM quarantined_messages").await;
+    for _ in 0..2 {
+        postgres.insert(&[], &rejects).await.expect("it is stored");
+        let kept = "SELECT encode(body, 'escape') FROM quarantined_messages WHERE sqs_message_id = 'sqs-9' ORDER BY receive_count";
+        let kept = database.texts(kept).await;
+        assert_eq!(
+            database.number("SELECT count(*) FROM quarantined_messages").await,
+            before + 5,
+            "each is known again"
+        );
+        for body in &kept[..3] {
+            assert!(
+                body.contains("erased:") && !body.to_lowercase().replace("\\u0040", "@").contains("ana.lee@"),
+                "{body}"
+            );
+        }
+        assert!(kept[0].contains("bob@x.org") && !kept[2].contains(&inner), "{kept:?}");
+        assert_eq!(kept[3..], bodies[3..]);
+    }
+}
+
+#[tokio::test]
+async fn without_the_secrets_nobody_is_known_and_everything_is_stored() {
+    let database = database::fresh().await;
+    let postgres = connect(&login(&database, &["ses_ledger_worker"]).await);
+    story(&database).await;
+    erase(&database.store(), ANA).await;
+    database.run("DELETE FROM ses_ledger_erasure_key").await;
+    let late = [opened("two", 99), to("two", EventKind::Complaint, "bob@x.org"), to("one", EventKind::Complaint, ANA)];
+    assert_eq!(store(&postgres, late.clone()).await, [Inserted; 3]);
+    assert_eq!(store(&postgres, late).await, [Duplicate; 3]);
 }
