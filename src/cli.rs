@@ -346,6 +346,14 @@ pub struct WorkerArgs {
     #[arg(long, env, default_value = "10s", value_parser = duration, value_name = "TIME", help_heading = "Pipeline")]
     pub sweep_interval: Duration,
 
+    /// How often to count the figures on, at least 1s; off: not at all
+    #[arg(long, env, default_value = "1m", value_parser = duration_or_off, value_name = "TIME", help_heading = "Figures")]
+    pub figures_interval: OrOff,
+
+    /// Tags of mails to count figures by, at most eight with commas between them; those that were stored before are counted by them with `ses-ledger figures rebuild` [default: none]
+    #[arg(long, env, value_delimiter = ',', value_name = "NAMES", help_heading = "Figures", value_parser = figures_tag)]
+    pub figures_tags: Vec<String>,
+
     #[command(flatten)]
     pub retention: Retention,
 
@@ -391,6 +399,9 @@ pub const SHADOW_SUFFIX: &str = "-shadow";
 
 /// Where a shadow stores, unless it is told otherwise.
 const SHADOW_SCHEMA: &str = "ses_ledger_shadow";
+
+/// More tags than that would make more figures than anybody reads.
+const MOST_TAGS: usize = 8;
 
 /// How long the release of what could not be stored may take at the end of the grace period.
 pub const RELEASE_BUDGET: Duration = Duration::from_secs(5);
@@ -591,7 +602,15 @@ impl WorkerArgs {
 
     /// What to do beside the queue.
     pub fn upkeep(&self) -> UpkeepSettings {
-        UpkeepSettings { sweep_interval: self.sweep_interval, retention: self.retention }
+        let mut figures_tags: Vec<String> = self.figures_tags.iter().filter(|tag| !tag.is_empty()).cloned().collect();
+        figures_tags.sort_unstable();
+        figures_tags.dedup();
+        UpkeepSettings {
+            sweep_interval: self.sweep_interval,
+            figures_interval: self.figures_interval.0,
+            figures_tags,
+            retention: self.retention,
+        }
     }
 
     /// What the worker calls itself in its heartbeat.
@@ -675,6 +694,11 @@ impl WorkerArgs {
             ),
             (self.delete_budget.is_zero(), "DELETE_BUDGET has to be longer than zero".to_owned()),
             (self.sweep_interval.is_zero(), "SWEEP_INTERVAL has to be longer than zero".to_owned()),
+            (
+                self.figures_interval.0.is_some_and(|every| every < Duration::from_secs(1)),
+                "FIGURES_INTERVAL has to be at least 1s, or off".to_owned(),
+            ),
+            (self.figures_tags.len() > MOST_TAGS, format!("FIGURES_TAGS has to name at most {MOST_TAGS} tags")),
             (self.emf_interval < Duration::from_secs(1), "EMF_INTERVAL has to be at least 1s".to_owned()),
         ];
         rules.into_iter().find(|(broken, _)| *broken).map_or(Ok(()), |(_, why)| Err(why))?;
@@ -787,6 +811,25 @@ pub(crate) fn moment(text: &str) -> Result<OffsetDateTime, String> {
         OffsetDateTime::parse(text, &Rfc3339).ok().or_else(|| Some(date()?.midnight().assume_utc())).or_else(ago);
     moment
         .ok_or_else(|| format!("{text:?} is no moment: write 2026-11-21, 2026-11-21T15:30:00Z, or 2d for two days ago"))
+}
+
+/// A length of time, or `off`.
+#[derive(Clone, Copy, Debug)]
+pub struct OrOff(pub Option<Duration>);
+
+fn duration_or_off(text: &str) -> Result<OrOff, String> {
+    match text {
+        "off" => Ok(OrOff(None)),
+        text => duration(text).map(|time| OrOff(Some(time))),
+    }
+}
+
+/// The name of a tag that mails are counted by. It becomes part of a key.
+pub(crate) fn figures_tag(text: &str) -> Result<String, String> {
+    match text.len() > 100 {
+        true => Err("the name of a tag that mails are counted by has at most 100 bytes".to_owned()),
+        false => Ok(text.trim().to_owned()),
+    }
 }
 
 /// Reads a length of time: a number with one of the units ms, s, m, h, d.

@@ -13,6 +13,7 @@ pub mod mails;
 pub mod migrations;
 pub mod mirror;
 pub mod pulse;
+pub mod rollup;
 pub mod schema;
 mod secret;
 pub mod sender;

@@ -17,6 +17,7 @@ use crate::{
     postgres::{
         Postgres,
         letting_go::{Exported, Month, Owner, Rows, Weight},
+        rollup,
         upkeep::Content,
     },
     upkeep,
@@ -275,6 +276,7 @@ impl Run<'_> {
         let cutoff = owner.ago(age).await?;
         let horizon = owner.move_horizon(Some(cutoff), None).await?;
         owner.note_gone().await.context("cannot note which months are gone")?;
+        rollup::catch_up(self.postgres).await?;
         for mut month in owner.months_before(horizon).await? {
             owner.detach(&mut month).await?;
             let (held, manifest) = self.export_month(owner, &month).await?;

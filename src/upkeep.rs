@@ -1,7 +1,7 @@
 //! What has to be done beside the queue: attach orphans, keep partitions ahead of time, let go of what is too old, and say
 //! that we are there.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
 
 use anyhow::anyhow;
 use serde::Serialize;
@@ -17,6 +17,7 @@ use crate::{
         self, Postgres,
         letting_go::{OVERDUE, past},
         pulse::forget,
+        rollup::{Rollup, Step},
         upkeep::{Content, Emptied, empty, waiting_rooms},
     },
     pulse::{self, Pulse},
@@ -36,11 +37,17 @@ const SLICE: u32 = 1_000;
 const BEAT: Duration = Duration::from_secs(5);
 const GOODBYE: Duration = Duration::from_millis(500);
 const REST: u32 = 9;
+/// The same for the figures: these have to keep up with who stores.
+const FIGURES_REST: u32 = 3;
 
 /// What to do how often.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct UpkeepSettings {
     pub sweep_interval: Duration,
+    /// How often to count the figures on; `None`: never.
+    pub figures_interval: Option<Duration>,
+    /// Tags to count them by.
+    pub figures_tags: Vec<String>,
     /// How long what is kept.
     pub retention: Retention,
 }
@@ -65,6 +72,7 @@ pub async fn forever(postgres: Postgres, settings: UpkeepSettings, metrics: Arc<
             sweep_on_and_on(&postgres, settings.sweep_interval),
             look_after_tables(&postgres, settings.retention, &metrics),
             count_on_and_on(&postgres, &settings.retention, &metrics),
+            count_figures_on_and_on(&postgres, &settings),
         )
     };
     // Cut short wherever it is: what it was about to do waits for the next round.
@@ -130,8 +138,12 @@ pub async fn once(
     let mut done = Done { partitions, ..Done::default() };
     let swept = orphans::sweep_until(postgres, until, &mut done.attached).await?;
     forget(postgres).await?;
+    let counted = match settings.figures_interval {
+        Some(_) => count_figures(postgres, &settings.figures_tags, until).await?,
+        None => true,
+    };
     let retained = retain(postgres, settings.retention, metrics, until, &mut done.emptied).await?;
-    done.complete = swept && retained;
+    done.complete = swept && counted && retained;
     Ok(done)
 }
 
@@ -202,6 +214,31 @@ async fn count_on_and_on(postgres: &Postgres, retention: &Retention, metrics: &M
     }
 }
 
+async fn count_figures_on_and_on(postgres: &Postgres, settings: &UpkeepSettings) -> Infallible {
+    let Some(every) = settings.figures_interval else { return pending().await };
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if let Err(e) = count_figures(postgres, &settings.figures_tags, Instant::now() + SELDOM).await {
+            warn!("{e:#}");
+        }
+    }
+}
+
+/// Counts the figures on; says whether they are up to date, or somebody else sees to it.
+async fn count_figures(postgres: &Postgres, tags: &[String], until: Instant) -> anyhow::Result<bool> {
+    let rollup = Rollup { tags: Some(tags), ..Rollup::default() };
+    let step = rollup.run(postgres, until, FIGURES_REST, |_| {}).await?;
+    if step == Some(Step::ClockBehind) {
+        warn!(
+            "the figures are not counted on: the database's clock was set back. When it has caught up, \
+             `ses-ledger figures rebuild` counts what was stored meanwhile"
+        );
+    }
+    Ok(!matches!(step, Some(Step::Counted { is_up_to_date: false, .. })))
+}
+
 /// For how long nobody has let go of what is too old: of what workers empty, and of what only `retention run` removes.
 async fn gauge_retention(postgres: &Postgres, retention: &Retention, metrics: &Metrics) -> anyhow::Result<()> {
     if !retention.is_on() {
@@ -258,15 +295,21 @@ pub(crate) async fn empty_until(
 /// Works a little and rests for long, so that those who store hardly notice.
 pub(crate) struct Pace {
     since: Instant,
+    rest: u32,
 }
 
 impl Pace {
     pub(crate) fn begin() -> Self {
-        Self { since: Instant::now() }
+        Self::resting(REST)
+    }
+
+    /// Rests so many times as long as it worked.
+    pub(crate) fn resting(rest: u32) -> Self {
+        Self { since: Instant::now(), rest }
     }
 
     pub(crate) async fn rest(&mut self) {
-        sleep(self.since.elapsed() * REST).await;
+        sleep(self.since.elapsed() * self.rest).await;
         self.since = Instant::now();
     }
 }

@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Row as _, postgres::PgRow};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Columns, Postgres, Session, lacks_partition};
+use super::{Columns, Postgres, Session, lacks_partition, rollup};
 use crate::{
     adoption::{
         rows::{LogRow, Mail},
@@ -478,16 +478,26 @@ pub async fn twins(postgres: &Postgres, arrivals: &[Arrival]) -> Result<Vec<Stri
 /// # Errors
 /// If the database cannot be reached, or the login lacks the rights.
 pub async fn remove_doubles(postgres: &Postgres, queue: &str, mails: &[Uuid]) -> Result<u64, sqlx::Error> {
-    let removed: i64 = sqlx::query_scalar(
-        "WITH doubled AS MATERIALIZED (
-           SELECT a.email_log_uuid, a.uuid, a.event_type FROM email_events AS a
+    const DOUBLED: &str = "SELECT a.email_log_uuid, a.uuid, a.event_type FROM email_events AS a
            WHERE a.email_log_uuid = ANY ($2) AND a.event_type IN ('open', 'click') AND a.queue = $1
              AND a.occurred_at = date_trunc('second', a.occurred_at)
              AND EXISTS (SELECT FROM email_events AS e
                          WHERE e.email_log_uuid = a.email_log_uuid AND e.event_type = a.event_type AND e.event_type IN ('open', 'click')
                            AND e.occurred_at > a.occurred_at AND e.occurred_at < a.occurred_at + interval '1 second'
                            AND e.link_digest = a.link_digest AND e.queue NOT LIKE 'adopted:%'
-                           AND (e.recipient = a.recipient OR e.recipient = '' OR a.recipient = ''))
+                           AND (e.recipient = a.recipient OR e.recipient = '' OR a.recipient = ''))";
+    let which = AssertSqlSafe(format!("SELECT DISTINCT email_log_uuid FROM ({DOUBLED}) AS doubled"));
+    let mails: Vec<Uuid> = sqlx::query_scalar(which).bind(queue).bind(mails).fetch_all(postgres).await?;
+    if mails.is_empty() {
+        return Ok(0);
+    }
+    let mut session = postgres.transaction().await?;
+    // They may be counted in the figures already.
+    rollup::hold(&mut session).await?;
+    rollup::take_out(&mut session, &mails).await?;
+    let remove = format!(
+        "WITH doubled AS MATERIALIZED (
+           {DOUBLED}
          ), gone AS (
            DELETE FROM email_events AS e USING doubled AS d WHERE e.email_log_uuid = d.email_log_uuid AND e.uuid = d.uuid
            RETURNING e.email_log_uuid, e.event_type
@@ -498,12 +508,12 @@ pub async fn remove_doubles(postgres: &Postgres, queue: &str, mails: &[Uuid]) ->
                  FROM gone GROUP BY email_log_uuid ORDER BY email_log_uuid) AS g
            WHERE l.uuid = g.email_log_uuid
          )
-         SELECT count(*) FROM gone",
-    )
-    .bind(queue)
-    .bind(mails)
-    .fetch_one(postgres)
-    .await?;
+         SELECT count(*) FROM gone"
+    );
+    let removed: i64 =
+        sqlx::query_scalar(AssertSqlSafe(remove)).bind(queue).bind(&mails).fetch_one(&mut session).await?;
+    rollup::put_in(&mut session, &mails).await?;
+    session.end().await?;
     Ok(removed as u64)
 }
 

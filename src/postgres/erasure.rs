@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _, postgres::PgR
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
-use super::{letting_go::Owner, session::Session};
+use super::{letting_go::Owner, rollup, session::Session};
 use crate::{
     erasure::{Named, Person},
     event::{Address, MessageId},
@@ -276,17 +276,17 @@ impl Erasure {
         person: &Person,
     ) -> anyhow::Result<(Option<(Uuid, Uuid)>, u64, u64)> {
         let mut transaction = connection.begin().await?;
+        // What is counted stays so meanwhile: where the person goes, her domain goes from the figures.
+        rollup::hold(&mut *transaction).await?;
         let (last, changed, seen) = match self.stage {
             Stage::Unnamed => (None, unnamed(&mut transaction, person).await?, 0),
             Stage::Again => (None, again(&mut transaction, person).await?, 0),
             stage => {
                 let rows = read(&mut transaction, stage, self.after, person).await?;
-                let mut changed = 0;
-                for row in rows.iter().filter(|row| row.try_get("may_be").unwrap_or(true)) {
-                    if let Some(change) = Change::of(stage, row, person)? {
-                        changed += change.apply(&mut transaction).await?;
-                    }
-                }
+                let possible = rows.iter().filter(|row| row.try_get("may_be").unwrap_or(true));
+                let changes = possible.map(|row| Change::of(stage, row, person));
+                let changes = changes.filter_map(Result::transpose).collect::<Result<_, _>>()?;
+                let changed = apply(&mut transaction, changes).await?;
                 let last = rows.last().map(|row| Ok::<_, sqlx::Error>((row.try_get("log")?, row.try_get("uuid")?)));
                 let seen = rows.last().map_or(Ok(0), |row| row.try_get::<i64, _>("read"))?;
                 (last.transpose()?, changed, seen.unsigned_abs())
@@ -475,6 +475,15 @@ impl Change {
         Ok(found.then(|| Self::Log(Box::new(change))))
     }
 
+    /// The mail whose figures it may change.
+    fn log(&self) -> Option<Uuid> {
+        match self {
+            Self::Event { stage: Stage::Events, key, .. } => Some(key.0),
+            Self::Log(log) => Some(log.uuid),
+            Self::Event { .. } | Self::Body { .. } => None,
+        }
+    }
+
     async fn apply(self, connection: &mut PgConnection) -> Result<u64, sqlx::Error> {
         match self {
             Self::Event { stage, key, mail, hers, texts } => {
@@ -590,11 +599,25 @@ async fn again(connection: &mut PgConnection, person: &Person) -> anyhow::Result
          WHERE x.name = ses_ledger_erased_name($1)",
     );
     let rows = rows.bind(person.address()).fetch_all(&mut *connection).await?;
+    let changes = rows.iter().map(|row| Change::of_event(Stage::Events, row, person));
+    let changes = changes.filter_map(Result::transpose).collect::<Result<_, _>>()?;
+    Ok(apply(connection, changes).await?)
+}
+
+/// Makes the changes, and with them those of the figures.
+async fn apply(connection: &mut PgConnection, changes: Vec<Change>) -> Result<u64, sqlx::Error> {
+    let mut mails: Vec<Uuid> = changes.iter().filter_map(Change::log).collect();
+    mails.sort_unstable();
+    mails.dedup();
+    if !mails.is_empty() {
+        rollup::take_out(&mut *connection, &mails).await?;
+    }
     let mut changed = 0;
-    for row in &rows {
-        if let Some(change) = Change::of_event(Stage::Events, row, person)? {
-            changed += change.apply(connection).await?;
-        }
+    for change in changes {
+        changed += change.apply(&mut *connection).await?;
+    }
+    if !mails.is_empty() {
+        rollup::put_in(&mut *connection, &mails).await?;
     }
     Ok(changed)
 }

@@ -264,7 +264,10 @@ impl Owner {
         );
         let any = format!("SELECT EXISTS (SELECT {keep})");
         if !sqlx::query_scalar::<_, bool>(AssertSqlSafe(any)).fetch_one(&mut *transaction).await? {
-            return Ok(());
+            // Nothing of it is out of sight any more that belongs to what stays: the figures wait for that.
+            let none = "UPDATE ses_ledger_months_let_go SET kept = coalesce(kept, 0) WHERE month = $1";
+            sqlx::query(none).bind(month.first).execute(&mut *transaction).await?;
+            return transaction.commit().await;
         }
         let first = month.first.midnight().assume_utc();
         sqlx::query("SELECT email_events_ensure_month($1)").bind(first).execute(&mut *transaction).await?;

@@ -33,7 +33,7 @@ pub enum Severity {
 }
 
 /// Tables and the columns that the statements name.
-const TABLES: [(&str, &[&[&str]]); 10] = [
+const TABLES: [(&str, &[&[&str]]); 12] = [
     ("email_logs", &[&LOG_COLUMNS, &FACTS]),
     ("email_events", &[&["email_log_uuid"], &EVENT_COLUMNS]),
     ("orphaned_events", &[&["aws_message_id", "log_uuid", "fact_key"], &EVENT_COLUMNS]),
@@ -44,6 +44,8 @@ const TABLES: [(&str, &[&[&str]]); 10] = [
     ("ses_ledger_horizon", &[&["events_from", "events_from_id", "logs_from", "logs_from_id"]]),
     ("ses_ledger_erased", &[&["mail", "name"]]),
     ("ses_ledger_adoptions", &[&["whole_seconds_until"]]),
+    ("ses_ledger_figures", &[&["counted_until", "tags", "updated_at"]]),
+    ("email_figures", &[&["month", "dimension", "key", "day", "sends", "opened", "clicked"]]),
 ];
 
 /// What the worker only reads of a log row, or does not look at.
@@ -228,7 +230,7 @@ const FUNCTIONS: [&str; 10] = [
 ];
 
 /// What the worker does to each table.
-const WORKER_RIGHTS: [(&str, &str); 24] = [
+const WORKER_RIGHTS: [(&str, &str); 31] = [
     ("email_logs", "SELECT"),
     ("email_events", "SELECT"),
     ("email_events", "INSERT"),
@@ -253,6 +255,13 @@ const WORKER_RIGHTS: [(&str, &str); 24] = [
     ("ses_ledger_horizon", "SELECT"),
     ("ses_ledger_erased", "SELECT"),
     ("ses_ledger_adoptions", "SELECT"),
+    ("ses_ledger_months_let_go", "SELECT"),
+    ("ses_ledger_figures", "SELECT"),
+    ("ses_ledger_figures", "UPDATE"),
+    ("email_figures", "SELECT"),
+    ("email_figures", "INSERT"),
+    ("email_figures", "UPDATE"),
+    ("email_figures", "DELETE"),
 ];
 
 /// Compares the database with what this binary needs. Empty means that all is well.
