@@ -95,7 +95,10 @@ impl Postgres {
     pub(crate) async fn transaction(&self) -> Result<Session, sqlx::Error> {
         let named = self.settings.pooler == Pooler::None;
         let begin = (!named).then(|| self.settings.begin());
-        let transaction = Transaction::begin(self.acquire().await?, begin).await?;
+        // On its own, so that it ends also where we are cut short: a connection that goes back to the pool before the server
+        // has answered to BEGIN would stay in that transaction, and what is stored over it next would never be committed.
+        let beginning = tokio::spawn(Transaction::begin(self.acquire().await?, begin));
+        let transaction = beginning.await.map_err(|_| sqlx::Error::WorkerCrashed)??;
         Ok(Session::Transaction { transaction, named })
     }
 }

@@ -631,3 +631,26 @@ async fn nothing_is_refused_that_decode_makes_of_any_fixture() {
     }
     assert!(stored > 2_000, "{stored} events");
 }
+
+#[tokio::test]
+async fn who_gives_up_while_a_transaction_begins_leaves_none_open() {
+    let database = database::fresh().await;
+    let settings = PostgresSettings { connections: 1, ..PostgresSettings::new(&database.url) };
+    let postgres = Postgres::new(&settings).expect("the URL is well formed");
+    for polls in 1..8 {
+        let id = format!("after-{polls}");
+        database.log(&id).await;
+        // A batch with something for quarantine is a transaction.
+        let junk = [junk(&format!("junk {polls}"), "no_json", "1:1", origin("0f8e5a2c-sqs", 1))];
+        let mut given_up = Box::pin(postgres.insert(&[], &junk));
+        for _ in 0..polls {
+            if futures_util::poll!(&mut given_up).is_ready() {
+                break;
+            }
+        }
+        drop(given_up);
+        // Over the only connection there is. What it says is stored is to be seen by everybody.
+        assert_eq!(store(&postgres, [event(&id, EventKind::Send)]).await, [Inserted]);
+        assert_eq!(database.number("SELECT count(*) FROM email_events").await, polls);
+    }
+}
