@@ -9,7 +9,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::form
 use crate::{
     commands::{
         adopt::AdoptArgs, decode, demo::DemoArgs, dlq::DlqArgs, doctor::DoctorArgs, erase::EraseArgs,
-        explain::ExplainArgs, find::FindArgs, health, migrate::MigrateArgs, orphans::OrphansArgs,
+        explain::ExplainArgs, figures::FiguresArgs, find::FindArgs, health, migrate::MigrateArgs, orphans::OrphansArgs,
         partitions::PartitionsArgs, quarantine::QuarantineArgs, retention::RetentionArgs, serve::ServeArgs,
         simulate::SimulateArgs, smoke::SmokeArgs, status::StatusArgs,
     },
@@ -18,7 +18,7 @@ use crate::{
         PipelineSettings,
         decode::{DecodeSettings, PayloadPolicy},
     },
-    postgres::{Auth, Pooler, PostgresSettings},
+    postgres::{Auth, Pooler, PostgresSettings, rollup},
     pulse::{self, Identity, Runtime},
     retention::Retention,
     site::{Keys, SiteSettings},
@@ -91,6 +91,12 @@ pub enum Command {
     ///
     /// Exits with 1 if no mail has this id, and says what is known of it all the same.
     Explain(ExplainArgs),
+    /// How are we doing? Deliveries, bounces, complaints, opens and clicks by day, template, campaign, domain or tag
+    ///
+    /// Counted already by the worker, from events of which each is there once: an answer takes no longer after years. What
+    /// happened is told on the day on which it happened, also if SES reported it later; so what is opened today may have been
+    /// delivered last week.
+    Figures(FiguresArgs),
     /// What waits for its mail, and why: list, show, attach or remove orphaned events
     Orphans(Box<OrphansArgs>),
     /// What could not be understood or stored, and why: list, show, replay or remove message bodies
@@ -427,6 +433,7 @@ impl Cli {
             Command::Status(args) => args.database.check(),
             Command::Find(args) => args.check(),
             Command::Explain(args) => args.check(),
+            Command::Figures(args) => args.check(),
             Command::Retention(args) => args.check(),
             Command::Partitions(args) => args.database.check(),
             Command::Erase(args) => args.check(),
@@ -602,13 +609,10 @@ impl WorkerArgs {
 
     /// What to do beside the queue.
     pub fn upkeep(&self) -> UpkeepSettings {
-        let mut figures_tags: Vec<String> = self.figures_tags.iter().filter(|tag| !tag.is_empty()).cloned().collect();
-        figures_tags.sort_unstable();
-        figures_tags.dedup();
         UpkeepSettings {
             sweep_interval: self.sweep_interval,
             figures_interval: self.figures_interval.0,
-            figures_tags,
+            figures_tags: rollup::chosen_tags(&self.figures_tags),
             retention: self.retention,
         }
     }

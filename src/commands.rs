@@ -7,6 +7,7 @@ pub mod dlq;
 pub mod doctor;
 pub mod erase;
 pub mod explain;
+pub mod figures;
 pub mod find;
 pub mod health;
 pub mod migrate;

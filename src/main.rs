@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use ses_ledger::{
     cli::{Cli, Command, EXIT_USAGE, Surroundings},
     commands::{
-        adopt, decode, demo, dlq, doctor, erase, explain, find, health, migrate, orphans, partitions, quarantine,
-        retention, run, serve, simulate, smoke, status,
+        adopt, decode, demo, dlq, doctor, erase, explain, figures, find, health, migrate, orphans, partitions,
+        quarantine, retention, run, serve, simulate, smoke, status,
     },
     telemetry,
 };
@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         Command::Status(args) => on_runtime(status::run(args)),
         Command::Find(args) => on_runtime(find::run(args)),
         Command::Explain(args) => on_runtime(explain::run(args)),
+        Command::Figures(args) => on_runtime(figures::run(args)),
         Command::Orphans(args) => on_runtime(orphans::run(*args)),
         Command::Quarantine(args) => on_runtime(quarantine::run(*args)),
         Command::Dlq(args) => on_runtime(dlq::run(*args)),

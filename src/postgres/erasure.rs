@@ -610,7 +610,7 @@ async fn apply(connection: &mut PgConnection, changes: Vec<Change>) -> Result<u6
     mails.sort_unstable();
     mails.dedup();
     if !mails.is_empty() {
-        rollup::take_out(&mut *connection, &mails).await?;
+        rollup::take_out(connection, &mails).await?;
     }
     let mut changed = 0;
     for change in changes {

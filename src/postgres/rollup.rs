@@ -4,7 +4,9 @@
 //! figures. So a run may be killed anywhere, several may try at once, and whatever the order in which events arrive, the
 //! figures are those that one would count from all of them at the end.
 
-use std::{ops::RangeInclusive, time::Duration};
+pub mod lines;
+
+use std::{collections::BTreeSet, ops::RangeInclusive, time::Duration};
 
 use anyhow::Context as _;
 use serde::Serialize;
@@ -207,7 +209,8 @@ impl Rollup<'_> {
         .flatten();
         let to = to.map_or(safe, |to| to.min(safe));
         if to > from {
-            let count = sqlx::query(AssertSqlSafe(format!("{} {}", contributions(&Of::Slice), add(1, "email_figures"))));
+            let count =
+                sqlx::query(AssertSqlSafe(format!("{} {}", contributions(&Of::Slice), add(1, "email_figures"))));
             count.bind(to).bind(&tags).bind(from).execute(&mut session).await?;
             // Seen after the events were: if the month was out of sight then, that is known by now.
             let in_transit = sqlx::query_scalar(
@@ -314,12 +317,20 @@ pub(super) async fn hold<'c>(session: impl Executor<'c, Database = sqlx::Postgre
         .map(drop)
 }
 
-/// Takes what these mails have contributed out of the figures.
-pub(super) async fn take_out<'c>(
-    session: impl Executor<'c, Database = sqlx::Postgres>,
-    mails: &[Uuid],
-) -> Result<(), sqlx::Error> {
-    contribute(session, mails, -1).await
+/// Takes what these mails have contributed out of the figures; a line that nothing is left of goes, since its key may name
+/// somebody.
+pub(super) async fn take_out<S>(session: &mut S, mails: &[Uuid]) -> Result<(), sqlx::Error>
+where
+    for<'c> &'c mut S: Executor<'c, Database = sqlx::Postgres>,
+{
+    contribute(&mut *session, mails, -1).await?;
+    let is_nothing = names().map(|name| format!("f.{name} = 0")).collect::<Vec<_>>().join(" AND ");
+    let sql = format!(
+        "{} DELETE FROM email_figures AS f USING spread AS s
+         WHERE (f.month, f.dimension, f.key, f.day) = (s.month, s.dimension, s.key, s.day) AND {is_nothing}",
+        contributions(&Of::Mails)
+    );
+    sqlx::query(AssertSqlSafe(sql)).bind(mails).execute(session).await.map(drop)
 }
 
 /// Puts what these mails contribute now back into them. Both under one [`hold`].
@@ -351,10 +362,24 @@ pub async fn rebuild(
     postgres: &Postgres,
     apply: bool,
     months: Option<RangeInclusive<Date>>,
+    progress: impl FnMut(&MonthDifference),
+) -> anyhow::Result<Difference> {
+    rebuild_by(postgres, apply, months, None, progress).await
+}
+
+/// The same, by other tags from now on; if it is not to apply, by other tags this once.
+///
+/// # Errors
+/// As [`rebuild`].
+pub async fn rebuild_by(
+    postgres: &Postgres,
+    apply: bool,
+    months: Option<RangeInclusive<Date>>,
+    tags: Option<&[String]>,
     mut progress: impl FnMut(&MonthDifference),
 ) -> anyhow::Result<Difference> {
     let mut connection = postgres.acquire().await.context("cannot connect to the database")?.detach();
-    let outcome = rebuild_on(&mut connection, apply, months, &mut progress).await;
+    let outcome = rebuild_on(&mut connection, apply, months, tags, &mut progress).await;
     // With it go its settings, its lock and its temporary tables.
     let _ = connection.close().await;
     outcome
@@ -364,6 +389,7 @@ async fn rebuild_on(
     connection: &mut PgConnection,
     apply: bool,
     months: Option<RangeInclusive<Date>>,
+    tags: Option<&[String]>,
     progress: &mut impl FnMut(&MonthDifference),
 ) -> anyhow::Result<Difference> {
     let context = "cannot count the figures anew";
@@ -372,6 +398,13 @@ async fn rebuild_on(
     }
     let mine = AssertSqlSafe(format!("SELECT pg_advisory_lock({LOCK})"));
     sqlx::query(mine).execute(&mut *connection).await.context(context)?;
+    let chosen = "SELECT tags FROM ses_ledger_figures WHERE singleton";
+    let known: Vec<String> = sqlx::query_scalar(chosen).fetch_one(&mut *connection).await.context(context)?;
+    let tags = tags.map_or(known, chosen_tags);
+    if apply {
+        let choose = sqlx::query("UPDATE ses_ledger_figures SET tags = $1 WHERE singleton AND tags <> $1");
+        choose.bind(&tags).execute(&mut *connection).await.context(context)?;
+    }
     // Ids that tell no time lie anywhere: looked up once.
     let others = format!(
         "CREATE TEMP TABLE ses_ledger_others AS SELECT l.uuid, {MONTH} AS month FROM email_logs AS l WHERE NOT ses_ledger_is_v7(l.uuid)"
@@ -390,7 +423,8 @@ async fn rebuild_on(
     let wanted = all.into_iter().filter(|month| months.as_ref().is_none_or(|months| months.contains(month)));
     let mut difference = Difference { months: Vec::new(), applied: apply };
     for month in wanted {
-        let month = rebuild_month(connection, apply, month).await.with_context(|| format!("{context}, {month}"))?;
+        let month =
+            rebuild_month(connection, apply, month, &tags).await.with_context(|| format!("{context}, {month}"))?;
         progress(&month);
         difference.months.push(month);
     }
@@ -401,16 +435,18 @@ async fn rebuild_month(
     connection: &mut PgConnection,
     apply: bool,
     month: Date,
+    tags: &[String],
 ) -> Result<MonthDifference, sqlx::Error> {
     let mut transaction = connection.begin().await?;
     // Nobody changes meanwhile what is counted: see `hold`.
     hold(&mut *transaction).await?;
     transaction.execute("TRUNCATE ses_ledger_counted").await?;
     let count = format!("{} {}", contributions(&Of::Month), add(1, "ses_ledger_counted"));
-    sqlx::query(AssertSqlSafe(count)).bind(month).execute(&mut *transaction).await?;
+    sqlx::query(AssertSqlSafe(count)).bind(month).bind(tags).execute(&mut *transaction).await?;
     transaction.execute("ANALYZE ses_ledger_counted").await?;
     let names = names().collect::<Vec<_>>();
-    let differs = names.iter().map(|n| format!("coalesce(c.{n}, 0) <> coalesce(f.{n}, 0)")).collect::<Vec<_>>().join(" OR ");
+    let differs =
+        names.iter().map(|n| format!("coalesce(c.{n}, 0) <> coalesce(f.{n}, 0)")).collect::<Vec<_>>().join(" OR ");
     let pairs = names.iter().map(|n| format!("'{n}', coalesce(f.{n}, 0), coalesce(c.{n}, 0)")).collect::<Vec<_>>();
     let sql = format!(
         "CREATE TEMP TABLE ses_ledger_different ON COMMIT DROP AS
@@ -467,7 +503,7 @@ enum Of {
     Slice,
     /// Those of some mails, of what is counted: `$1` the mails.
     Mails,
-    /// Those of the mails of a month, of what is counted: `$1` its first day.
+    /// Those of the mails of a month, of what is counted: `$1` its first day, `$2` tags.
     Month,
 }
 
@@ -514,10 +550,16 @@ impl Of {
 
     fn tags(&self) -> &'static str {
         match self {
-            Self::Slice => "$2::text[]",
-            Self::Mails | Self::Month => "(SELECT tags FROM ses_ledger_figures WHERE singleton)",
+            Self::Slice | Self::Month => "$2::text[]",
+            Self::Mails => "(SELECT tags FROM ses_ledger_figures WHERE singleton)",
         }
     }
+}
+
+/// The names of tags as they are counted by: each once, and none that is empty.
+pub fn chosen_tags(names: &[String]) -> Vec<String> {
+    let names: BTreeSet<&String> = names.iter().filter(|name| !name.is_empty()).collect();
+    names.into_iter().cloned().collect()
 }
 
 fn names() -> impl Iterator<Item = &'static str> {
@@ -531,7 +573,8 @@ fn listed(each: impl Fn(&str) -> String) -> String {
 /// What these events make: lines as in `email_figures`, as `spread`. First by everything that a mail is counted by at once,
 /// then by each: there are far fewer such lines than events.
 fn contributions(of: &Of) -> String {
-    let counted: String = COUNTERS.iter().map(|(name, rule)| format!(", count(*) FILTER (WHERE {rule}) AS {name}")).collect();
+    let counted: String =
+        COUNTERS.iter().map(|(name, rule)| format!(", count(*) FILTER (WHERE {rule}) AS {name}")).collect();
     let none = ", 0".repeat(COUNTERS.len());
     let (events, firsts, tags) = (of.events(), of.firsts(), of.tags());
     let (sums, all_sums) = (listed(|n| format!("sum({n}) AS {n}")), listed(|n| format!("sum({n})::bigint AS {n}")));

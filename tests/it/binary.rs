@@ -8,6 +8,7 @@ mod dead_letters;
 mod decoding;
 mod doctor;
 mod explaining;
+mod figures;
 mod finding;
 mod help;
 mod history;

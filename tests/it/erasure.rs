@@ -49,7 +49,7 @@ async fn counts(database: &Database) -> Vec<String> {
         .await
 }
 
-async fn erase(postgres: &Postgres, address: &str) -> ErasureReceipt {
+pub(crate) async fn erase(postgres: &Postgres, address: &str) -> ErasureReceipt {
     let mut owner = Owner::begin(postgres).await.expect("nobody is at it");
     let bare = Person::parse(address, "").expect("it is an address");
     let name = erasure::name_of(&mut owner, bare.address()).await.expect("it answers");

@@ -22,6 +22,7 @@ mod end_to_end;
 mod erasure;
 mod explain;
 mod faults;
+mod figures;
 mod local;
 mod local_postgres;
 mod looked_after;

@@ -56,7 +56,7 @@ fn difference(expected: &str, found: &str) -> String {
     )
 }
 
-const COMMANDS: [&[&str]; 28] = [
+const COMMANDS: [&[&str]; 31] = [
     &[],
     &["run"],
     &["serve"],
@@ -65,6 +65,9 @@ const COMMANDS: [&[&str]; 28] = [
     &["status"],
     &["find"],
     &["explain"],
+    &["figures"],
+    &["figures", "update"],
+    &["figures", "rebuild"],
     &["orphans", "list"],
     &["orphans", "show"],
     &["orphans", "retry"],
