@@ -165,11 +165,11 @@ async fn show(args: &FiguresArgs) -> anyhow::Result<ExitCode> {
 fn shown(found: &Lines, by_day: bool, position: &Position) -> String {
     let title = if by_day { "day" } else { "name" };
     let mut text = format!(
-        "{title:<24} {:>11} {:>8} {:>7} {:>7} {:>8} {:>8}\n",
-        "sent", "deliv.", "bounced", "compl.", "opened", "clicked"
+        "{title:<18} {:>10} {:>10} {:>7} {:>7} {:>7} {:>7} {:>7}\n",
+        "sent", "delivered", "", "bounced", "compl.", "opened", "clicked"
     );
     for line in &found.lines {
-        let key = if line.key.is_empty() { "(none)".to_owned() } else { one_line(&line.key, 23) };
+        let key = if line.key.is_empty() { "(none)".to_owned() } else { one_line(&line.key, 17) };
         text += &row(&key, line);
     }
     match found.lines.as_slice() {
@@ -194,18 +194,22 @@ fn until(position: &Position) -> String {
     format!("Counted is what was stored until {}, {behind} ago.", second(position.counted_until))
 }
 
-/// Bounced is for good. Opened and clicked are mails, of those that were delivered.
+/// Of the recipients of whom the end is known: how many got it, and from how many it came back for good. Of those who got it:
+/// who complained. Of the mails that were sent: which were opened and clicked.
 fn row(key: &str, line: &Line) -> String {
-    let rate = |part: i64, whole: i64| percent(part.max(0) as u64, whole.max(0) as u64);
-    let of_delivered = |part: Option<i64>| part.map_or_else(|| "-".to_owned(), |part| rate(part, line.deliveries));
+    let number = |count: i64| count.max(0) as u64;
+    let ended = number(line.deliveries + line.bounces_permanent + line.bounces_undetermined);
+    let of_sent =
+        |part: Option<i64>| part.map_or_else(|| "-".to_owned(), |part| percent(number(part), number(line.sends)));
     format!(
-        "{key:<24} {:>11} {:>8} {:>7} {:>7} {:>8} {:>8}\n",
-        grouped(line.sends.max(0) as u64),
-        rate(line.deliveries, line.sends),
-        rate(line.bounces_permanent, line.sends),
-        rate(line.complaints, line.deliveries),
-        of_delivered(line.opened),
-        of_delivered(line.clicked),
+        "{key:<18} {:>10} {:>10} {:>7} {:>7} {:>7} {:>7} {:>7}\n",
+        grouped(number(line.sends)),
+        grouped(number(line.deliveries)),
+        percent(number(line.deliveries), ended),
+        percent(number(line.bounces_permanent), ended),
+        percent(number(line.complaints), number(line.deliveries)),
+        of_sent(line.opened),
+        of_sent(line.clicked),
     )
 }
 

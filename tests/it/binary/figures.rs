@@ -25,7 +25,8 @@ async fn json(url: &str, arguments: &[&str], code: i32) -> Value {
 #[tokio::test]
 async fn figures_are_counted_shown_and_mended() {
     let database = database::fresh().await;
-    let (worker, reader) = (login(&database, &["ses_ledger_worker"]).await, login(&database, &["ses_ledger_operator"]).await);
+    let (worker, reader) =
+        (login(&database, &["ses_ledger_worker"]).await, login(&database, &["ses_ledger_operator"]).await);
     let none = call(&reader, &["figures", "--from=2026-10-01"]).await;
     assert_eq!(none.code, Some(1), "{}", none.err);
     assert!(none.out.contains("Nothing is counted yet"), "{}", none.out);
@@ -49,7 +50,7 @@ async fn figures_are_counted_shown_and_mended() {
     assert_eq!(days.code, Some(0), "{}", days.err);
     assert!(days.out.lines().all(|line| line.chars().count() <= 80), "{}", days.out);
     for part in [
-        "2026-10-05                         3  100.0 %   0.0 %   0.0 %",
+        "2026-10-05                  3          3 100.0 %   0.0 %   0.0 %",
         "2026-10-07",
         "33.3 %",
         "Counted is what was stored until",
