@@ -12,6 +12,9 @@ use crate::{
         explain::ExplainArgs, figures::FiguresArgs, find::FindArgs, health, migrate::MigrateArgs, orphans::OrphansArgs,
         partitions::PartitionsArgs, quarantine::QuarantineArgs, retention::RetentionArgs, serve::ServeArgs,
         simulate::SimulateArgs, smoke::SmokeArgs, status::StatusArgs,
+        explain::ExplainArgs, find::FindArgs, health, migrate::MigrateArgs, orphans::OrphansArgs,
+        partitions::PartitionsArgs, quarantine::QuarantineArgs, rebuild::RebuildArgs, retention::RetentionArgs,
+        serve::ServeArgs, simulate::SimulateArgs, smoke::SmokeArgs, status::StatusArgs,
     },
     metrics::{Export, emf::EmfSettings},
     pipeline::{
@@ -123,6 +126,7 @@ pub enum Command {
     /// Make the monthly partitions of the coming months, or list all of them
     Partitions(PartitionsArgs),
     Erase(EraseArgs),
+    Rebuild(Box<RebuildArgs>),
     /// Prove on this machine, or on your own deployment, that nothing is lost, doubled or wrong
     ///
     /// Makes up mails and what SES reports about them, in every envelope, and knows the truth. Misbehaves like the real world:
@@ -438,6 +442,7 @@ impl Cli {
             Command::Retention(args) => args.check(),
             Command::Partitions(args) => args.database.check(),
             Command::Erase(args) => args.check(),
+            Command::Rebuild(args) => args.check(),
             Command::Adopt(args) => args.check(),
             Command::Decode(_) | Command::Health(_) => Ok(()),
         };

@@ -14,6 +14,7 @@ pub mod migrate;
 pub mod orphans;
 pub mod partitions;
 pub mod quarantine;
+pub mod rebuild;
 pub mod retention;
 pub mod run;
 pub mod serve;

@@ -7,6 +7,8 @@ use ses_ledger::{
     commands::{
         adopt, decode, demo, dlq, doctor, erase, explain, figures, find, health, migrate, orphans, partitions,
         quarantine, retention, run, serve, simulate, smoke, status,
+        adopt, decode, demo, dlq, doctor, erase, explain, find, health, migrate, orphans, partitions, quarantine,
+        rebuild, retention, run, serve, simulate, smoke, status,
     },
     telemetry,
 };
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Command::Simulate(args) => on_runtime(simulate::run(*args, Surroundings::read())),
         Command::Retention(args) => on_runtime(retention::run(args)),
         Command::Erase(args) => on_runtime(erase::run(args)),
+        Command::Rebuild(args) => on_runtime(rebuild::run(*args)),
         Command::Partitions(args) => on_runtime(partitions::run(args)),
         Command::Migrate(args) => on_runtime(migrate::run(args)),
         Command::Adopt(args) => on_runtime(adopt::run(*args)),

@@ -14,6 +14,7 @@ pub mod migrations;
 pub mod mirror;
 pub mod pulse;
 pub mod rollup;
+pub mod rebuild;
 pub mod schema;
 mod secret;
 pub mod sender;

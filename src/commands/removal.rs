@@ -116,7 +116,7 @@ pub(super) fn show_removals(removals: &[Removal]) {
 ///
 /// # Errors
 /// If nobody can be asked.
-fn is_wanted(question: &str, yes: bool) -> anyhow::Result<bool> {
+pub(super) fn is_wanted(question: &str, yes: bool) -> anyhow::Result<bool> {
     if yes {
         return Ok(true);
     }

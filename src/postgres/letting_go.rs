@@ -103,7 +103,7 @@ impl Owner {
             .fetch_one(&mut owner.connection)
             .await
             .context("cannot take the lock of who lets go")?;
-        anyhow::ensure!(free, "another retention or erasure is under way: wait until it has ended");
+        anyhow::ensure!(free, "another retention, erasure or rebuild is under way: wait until it has ended");
         owner.has_lock = true;
         Ok(owner)
     }

@@ -21,6 +21,7 @@ mod migrating;
 mod poison;
 mod pooled;
 mod quarantine;
+mod rebuilding;
 mod retention;
 mod rotation;
 mod several_queues;

@@ -31,6 +31,7 @@ mod observability;
 mod orphans;
 mod outages;
 mod pulse;
+mod rebuild;
 mod retention;
 mod roles;
 mod schema;

@@ -456,7 +456,7 @@ async fn a_second_run_waits_its_turn_and_a_reader_holds_nobody_up_for_ever() {
     let postgres = database.store();
     let first = Owner::begin(&postgres).await.expect("nobody is at it");
     let second = Owner::begin(&postgres).await.err().map(|e| e.to_string()).unwrap_or_default();
-    assert!(second.contains("another retention or erasure is under way"), "{second}");
+    assert!(second.contains("another retention, erasure or rebuild is under way"), "{second}");
     first.end().await;
     Owner::begin(&postgres).await.expect("the first has ended").end().await;
 }

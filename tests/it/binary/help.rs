@@ -57,6 +57,7 @@ fn difference(expected: &str, found: &str) -> String {
 }
 
 const COMMANDS: [&[&str]; 31] = [
+const COMMANDS: [&[&str]; 29] = [
     &[],
     &["run"],
     &["serve"],
@@ -84,6 +85,7 @@ const COMMANDS: [&[&str]; 31] = [
     &["retention", "run"],
     &["partitions"],
     &["erase"],
+    &["rebuild"],
     &["adopt"],
     &["simulate"],
     &["migrate"],
