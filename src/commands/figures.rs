@@ -356,7 +356,7 @@ fn asks_and_may() -> anyhow::Result<bool> {
     Ok(answer.trim().eq_ignore_ascii_case("y"))
 }
 
-fn differing(difference: &Difference) -> String {
+pub(super) fn differing(difference: &Difference) -> String {
     let mut text = String::new();
     for month in difference.months.iter().filter(|month| month.different > 0) {
         let of = plural(count(month.different), "line differs", "lines differ");
@@ -393,7 +393,7 @@ fn day(text: &str) -> Result<Date, String> {
         .map_err(|_| format!("{text:?} is no day: write 2026-11-21"))
 }
 
-fn month(text: &str) -> Result<Date, String> {
+pub(super) fn month(text: &str) -> Result<Date, String> {
     let first = format!("{text}-01");
     Date::parse(&first, format_description!("[year]-[month]-[day]"))
         .map_err(|_| format!("{text:?} is no month: write 2026-11"))

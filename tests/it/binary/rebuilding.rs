@@ -107,6 +107,9 @@ async fn the_json_says_the_same() {
 async fn who_may_read_can_look_and_the_owner_alone_changes() {
     let database = damaged().await;
     let operator = login(&database, &["ses_ledger_operator"]).await;
+    let looked = rebuild(&operator, &["--dry-run"]).await;
+    assert!(looked.err.contains("The figures were not looked at"), "{}", looked.err);
+    assert_eq!(rebuild(&operator, &["--dry-run", "--facts-only"]).await.err, "");
     assert_eq!(rebuild(&operator, &["--dry-run"]).await.code, Some(1));
     for role in ["ses_ledger_operator", "ses_ledger_worker"] {
         let refused = rebuild(&login(&database, &[role]).await, &["--yes"]).await;
@@ -166,4 +169,34 @@ async fn what_was_killed_is_found_again_and_nothing_is_done_twice() {
     assert_eq!((&rest["found"]["differ"], &rest["changed"]["mails"]), (&500.into(), &500.into()));
     assert_eq!(database.number(changed).await, 2_500);
     assert_eq!(database.number("SELECT (sum(open_count) + sum(click_count))::bigint FROM email_logs").await, 5_000);
+}
+
+#[tokio::test]
+async fn figures_follow_the_facts() {
+    let database = damaged().await;
+    // What has just come is counted a few seconds later.
+    database.run("UPDATE email_events SET stored_at = stored_at - interval '1 minute'").await;
+    let counted = end_of({
+        let mut command = ses_ledger(["figures", "update"]);
+        command.env("DATABASE_URL", &database.url);
+        command
+    });
+    assert_eq!(counted.await.code, Some(0));
+    let clean = rebuild(&database.url, &["--dry-run"]).await;
+    assert!(clean.out.contains("Every figure is what its events make."), "{}", clean.out);
+    database.run("UPDATE email_figures SET opens = opens + 5 WHERE dimension = 'all'").await;
+    let found = json(&database.url, &["--dry-run"], 1).await;
+    assert_eq!((&found["found"]["differ"], &found["figures"]["months"][0]["different"]), (&1.into(), &1.into()));
+    let alone = rebuild(&database.url, &[]).await;
+    assert!(alone.err.contains("It would change 1 mail and 1 line of the figures"), "{}", alone.err);
+    assert_eq!(json(&database.url, &["--yes", "--facts-only"], 0).await["changed"]["lines_of_figures"], 0);
+
+    // Figures alone are a difference, too.
+    let dry = rebuild(&database.url, &["--dry-run"]).await;
+    assert_eq!(dry.code, Some(1), "{}", dry.out);
+    assert!(dry.out.contains("Every fact is what its") && dry.out.contains("opens 7 → 2"), "{}", dry.out);
+    assert_eq!(rebuild(&database.url, &["--dry-run", "--facts-only"]).await.code, Some(0));
+    assert_eq!(json(&database.url, &["--yes"], 0).await["changed"]["lines_of_figures"], 1);
+    assert_eq!(rebuild(&database.url, &["--dry-run"]).await.code, Some(0));
+    assert_eq!(database.number("SELECT opens::bigint FROM email_figures WHERE dimension = 'all'").await, 2);
 }
