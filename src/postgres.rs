@@ -12,6 +12,7 @@ mod login;
 pub mod mails;
 pub mod migrations;
 pub mod mirror;
+pub mod optional;
 pub mod pulse;
 pub mod rollup;
 pub mod rebuild;

@@ -16,7 +16,7 @@ use crate::{retention::Class, upkeep::Pace};
 
 /// How long a statement may wait for a lock, while others wait behind it; how often it is tried, and how long to leave the
 /// table to others after each time.
-const LOCK_TIMEOUT: &str = "1s";
+pub(super) const LOCK_TIMEOUT: &str = "1s";
 const TRIES: usize = 30;
 const BETWEEN: Duration = Duration::from_secs(1);
 /// Rows to remove in one statement, or to read before the database is left to others for a while.
@@ -458,7 +458,7 @@ impl Owner {
     }
 
     /// Runs a statement that needs a lock which others hold for long, or wait behind: often, and each time briefly.
-    async fn patiently(&mut self, statement: &str) -> Result<(), sqlx::Error> {
+    pub(super) async fn patiently(&mut self, statement: &str) -> Result<(), sqlx::Error> {
         let mut tries = 1;
         loop {
             let failed = match self.connection.execute(AssertSqlSafe(statement.to_owned())).await {

@@ -19,7 +19,10 @@ use sqlx::{
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::Postgres;
+use super::{
+    Postgres,
+    optional::{self, Set},
+};
 use crate::event::{Address, MessageId};
 
 /// Mails that one statement looks at, where no index leads to them.
@@ -83,6 +86,8 @@ pub enum What {
     MessageId(MessageId),
     /// All of them in the subject, in any order and case.
     Words(Vec<String>),
+    /// A part of a recipient, of the subject or of the campaign's id, in any case.
+    Part(String),
 }
 
 /// A page of what was found.
@@ -98,6 +103,8 @@ pub struct Found {
     pub looked_back_to: Option<OffsetDateTime>,
     /// Events to this address whose mail has no log row.
     pub orphans: Option<Waiting>,
+    /// All mails had to be looked through, newest first, because this set of optional indexes is not there.
+    pub lacks: Option<Set>,
 }
 
 /// What became of one mail for one recipient.
@@ -310,6 +317,15 @@ pub struct Neighbours {
 }
 
 impl What {
+    /// What a text is compared with.
+    fn patterns(&self) -> Vec<String> {
+        match self {
+            Self::Words(words) => words.iter().map(|word| containing(word)).collect(),
+            Self::Part(text) => vec![containing(text)],
+            _ => Vec::new(),
+        }
+    }
+
     /// Sees from the form what it is. `Ada <ada@example.net>` is an address, `@example.net` a domain,
     /// `<id@eu-west-1.amazonses.com>` and the id alone are SES's.
     pub fn read(text: &str) -> Self {
@@ -353,8 +369,21 @@ pub async fn find(postgres: &Postgres, search: &Search) -> anyhow::Result<Found>
         found.orphans = orphans_to(postgres, address).await.context("cannot look for the events without a mail")?;
     }
     let (began, mut before, mut shown) = (Instant::now(), search.after.unwrap_or(Uuid::max()), None);
+    let mut lead = None;
     loop {
-        let slice = Slice::after(postgres, search, &what, before).await.context(context)?;
+        let slice = match lead {
+            None => Slice::after(postgres, search, &what, before).await,
+            Some(lead) => Slice::led(postgres, search, &what, before, lead).await,
+        };
+        let slice = match slice {
+            // So many fit that an index is of no help: what there is already, and how far it came.
+            Err(e) if lead.is_some() && took_too_long(&e) => {
+                found.next = Some(before);
+                found.looked_back_to = time_of(postgres, before).await.context(context)?;
+                return Ok(found);
+            }
+            slice => slice.context(context)?,
+        };
         for lines in lines_of(postgres, &slice.mails).await.context(context)? {
             let lines = search.wanted(&what, lines);
             if lines.is_empty() {
@@ -369,6 +398,17 @@ pub async fn find(postgres: &Postgres, search: &Search) -> anyhow::Result<Found>
         }
         let Some(end) = slice.end else { return Ok(found) };
         before = end;
+        // The newest were looked through, which is best where many fit. Where few do, an index leads to the others.
+        if lead.is_none()
+            && found.lacks.is_none()
+            && let Some(possible) = Lead::of(search, &what)
+        {
+            lead = possible.is_ready(&optional::ready(postgres).await.context(context)?).then_some(possible);
+            found.lacks = lead.is_none().then_some(possible.set());
+            if lead.is_some() {
+                continue;
+            }
+        }
         if began.elapsed() >= search.patience {
             found.next = Some(before);
             found.looked_back_to = time_of(postgres, before).await.context(context)?;
@@ -396,6 +436,61 @@ struct Slice {
     end: Option<Uuid>,
 }
 
+/// What leads to mails that would have to be looked through otherwise.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lead {
+    /// The trigrams of the words in the subject.
+    Words,
+    /// The trigrams of a part of anything.
+    Part,
+    /// In order, so that the first ones are found without the others.
+    Campaign,
+    Template,
+}
+
+impl Lead {
+    fn of(search: &Search, what: &What) -> Option<Self> {
+        match what {
+            What::Words(words) if words.iter().any(|word| has_trigrams(word)) => Some(Self::Words),
+            What::Part(text) if has_trigrams(text) => Some(Self::Part),
+            What::Anything if search.campaign.is_some() => Some(Self::Campaign),
+            What::Anything if search.template.is_some() => Some(Self::Template),
+            _ => None,
+        }
+    }
+
+    fn set(self) -> Set {
+        match self {
+            Self::Words | Self::Part => Set::Search,
+            Self::Campaign | Self::Template => Set::Analytics,
+        }
+    }
+
+    fn is_ready(self, ready: &[String]) -> bool {
+        let needed: &[&str] = match self {
+            Self::Words => &["email_logs_search_subject"],
+            Self::Part => &[
+                "email_logs_search_recipients",
+                "email_logs_search_subject",
+                "email_logs_search_campaign",
+                "email_events_search_recipient",
+            ],
+            Self::Campaign => &["email_logs_by_campaign"],
+            Self::Template => &["email_logs_by_template"],
+        };
+        needed.iter().all(|name| ready.iter().any(|index| index == name))
+    }
+}
+
+/// Three letters or digits in a row: with less, an index of trigrams would have to be read as a whole.
+pub(crate) fn has_trigrams(text: &str) -> bool {
+    text.split(|c: char| !c.is_alphanumeric()).any(|run| run.chars().count() >= 3)
+}
+
+fn took_too_long(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|e| e.code().as_deref() == Some("57014"))
+}
+
 /// What is shown of a mail, `l`.
 const LOG: &str = "l.uuid, l.aws_message_id, l.sender, l.recipients, l.subject, l.template_name, l.campaign_id, \
                    l.configuration_set, l.created_at, l.sent_at, l.status, l.bounce_class::text AS bounce_class, l.open_count, \
@@ -414,6 +509,18 @@ const FILTERS: &str = "l.uuid < $1
                  WHEN 'opened' THEN l.opened_at IS NOT NULL WHEN 'delivered' THEN l.delivered_at IS NOT NULL
                  WHEN 'delayed' THEN l.delayed_at IS NOT NULL
                  WHEN 'queued' THEN l.sent_at IS NULL AND l.rejected_at IS NULL AND l.failed_at IS NULL ELSE true END))";
+
+/// A part of what the row of a mail, `l`, says; $7 holds its pattern.
+const PART: &str = "(ses_ledger_written_to(l.recipients) ILIKE ($7::text[])[1] OR l.subject ILIKE ($7::text[])[1] OR l.campaign_id ILIKE ($7::text[])[1])";
+
+/// The same of what SES has told, `e`, in the events that cover everybody to whom a mail went.
+const PART_TOLD: &str = "FROM email_events AS e WHERE e.recipient ILIKE ($7::text[])[1] AND e.event_type IN ('delivery', 'bounce') AND e.recipient <> ''";
+
+/// The subject of a mail, `l`, holds all of so many patterns in $7. Each by itself: an index is of no use for ALL of an array.
+fn subject_holds(patterns: usize) -> String {
+    let each = (1..=patterns).map(|n| format!("l.subject ILIKE ($7::text[])[{n}]"));
+    each.chain(["true".to_owned()]).collect::<Vec<_>>().join(" AND ")
+}
 
 impl Slice {
     async fn after(postgres: &Postgres, search: &Search, what: &What, before: Uuid) -> Result<Self, sqlx::Error> {
@@ -454,10 +561,49 @@ impl Slice {
                 ),
                 address.as_str().to_owned(),
             ),
-            What::Anything | What::Words(_) => return Self::scanned(postgres, search, what, before, most).await,
+            What::Anything | What::Words(_) | What::Part(_) => return Self::scanned(postgres, search, what, before, most).await,
         };
         let query = search.bound(sqlx::query_as(sqlx::AssertSqlSafe(sql)), before);
         let mails: Vec<Log> = query.bind(key).bind(most).fetch_all(postgres).await?;
+        let end = mails.last().map(|mail| mail.uuid).filter(|_| mails.len() as i64 == most);
+        Ok(Self { mails, end })
+    }
+
+    /// Finds mails by an optional index. What trigrams lead to is gathered first: left to itself, the server might rather look
+    /// through all mails in their order, in the hope that enough of them fit.
+    async fn led(
+        postgres: &Postgres,
+        search: &Search,
+        what: &What,
+        before: Uuid,
+        lead: Lead,
+    ) -> Result<Self, sqlx::Error> {
+        let most = search.limit as i64 + 1;
+        let gathered = |source: &str| {
+            format!(
+                "WITH fitting AS MATERIALIZED ({source})
+                 SELECT {LOG} FROM (SELECT uuid FROM fitting ORDER BY uuid DESC LIMIT $8) AS newest JOIN email_logs AS l USING (uuid)
+                 ORDER BY l.uuid DESC"
+            )
+        };
+        let in_order = |of: &str| {
+            format!("SELECT {LOG} FROM email_logs AS l WHERE {FILTERS} AND {of} ORDER BY l.uuid DESC LIMIT $8")
+        };
+        let sql = match lead {
+            Lead::Words => {
+                let holds = subject_holds(what.patterns().len());
+                gathered(&format!("SELECT l.uuid FROM email_logs AS l WHERE {FILTERS} AND {holds}"))
+            }
+            Lead::Part => gathered(&format!(
+                "SELECT l.uuid FROM email_logs AS l WHERE {FILTERS} AND {PART}
+                 UNION SELECT l.uuid FROM email_logs AS l
+                 WHERE {FILTERS} AND l.uuid IN (SELECT e.email_log_uuid {PART_TOLD} AND e.email_log_uuid < $1)"
+            )),
+            Lead::Campaign => in_order("l.campaign_id = $5 AND cardinality($7::text[]) >= 0"),
+            Lead::Template => in_order("l.template_name = $4 AND cardinality($7::text[]) >= 0"),
+        };
+        let query = search.bound(sqlx::query_as(sqlx::AssertSqlSafe(sql)), before).bind(what.patterns()).bind(most);
+        let mails: Vec<Log> = query.fetch_all(postgres).await?;
         let end = mails.last().map(|mail| mail.uuid).filter(|_| mails.len() as i64 == most);
         Ok(Self { mails, end })
     }
@@ -484,17 +630,16 @@ impl Slice {
         .bind(SLICE - 1)
         .fetch_optional(postgres)
         .await?;
-        let words: Vec<String> = match what {
-            What::Words(words) => words.iter().map(|word| containing(word)).collect(),
-            _ => Vec::new(),
+        let fits = match what {
+            What::Part(_) => format!("({PART} OR EXISTS (SELECT {PART_TOLD} AND e.email_log_uuid = l.uuid))"),
+            _ => subject_holds(what.patterns().len()),
         };
         let sql = format!(
             "SELECT {LOG} FROM email_logs AS l
-             WHERE {FILTERS} AND l.uuid >= $7 AND (cardinality($8::text[]) = 0 OR l.subject ILIKE ALL ($8))
-             ORDER BY l.uuid DESC LIMIT $9"
+             WHERE {FILTERS} AND cardinality($7::text[]) >= 0 AND {fits} AND l.uuid >= $9 ORDER BY l.uuid DESC LIMIT $8"
         );
-        let query = search.bound(sqlx::query_as(sqlx::AssertSqlSafe(sql)), before);
-        let mails: Vec<Log> = query.bind(end.unwrap_or(first)).bind(words).bind(most).fetch_all(postgres).await?;
+        let query = search.bound(sqlx::query_as(sqlx::AssertSqlSafe(sql)), before).bind(what.patterns()).bind(most);
+        let mails: Vec<Log> = query.bind(end.unwrap_or(first)).fetch_all(postgres).await?;
         // Not all of the slice was looked at if there was enough in it.
         let enough = mails.last().map(|mail| mail.uuid).filter(|_| mails.len() as i64 == most);
         Ok(Self { mails, end: enough.or(end) })
@@ -523,11 +668,19 @@ impl Search {
                 let domain = format!("@{domain}");
                 Box::new(move |line| line.recipient.to_lowercase().ends_with(&domain))
             }
+            // All of them, if it was the subject or the campaign that had it.
+            What::Part(text) if lines.iter().any(|line| line.is_to(text)) => Box::new(move |line| line.is_to(text)),
             _ => Box::new(|_| true),
         };
         lines.retain(|line| asked_for(line));
         lines.retain(|line| self.status.as_ref().is_none_or(|status| line.outcome.status == *status));
         lines
+    }
+}
+
+impl Line {
+    fn is_to(&self, part: &str) -> bool {
+        self.recipient.to_lowercase().contains(&part.to_lowercase())
     }
 }
 
@@ -869,6 +1022,7 @@ impl fmt::Debug for What {
             Self::Log(_) => "Log(…)",
             Self::MessageId(_) => "MessageId(…)",
             Self::Words(_) => "Words(…)",
+            Self::Part(_) => "Part(…)",
         })
     }
 }

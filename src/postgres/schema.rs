@@ -9,6 +9,7 @@ use super::{
     Postgres,
     letting_go::{FEWEST_MONTHS_AHEAD, months_ahead},
     migrations::{self, State},
+    optional::{self, Set},
 };
 use crate::{pulse::Counts, readable::plural};
 
@@ -282,6 +283,7 @@ pub async fn verify(postgres: &Postgres) -> anyhow::Result<Vec<Finding>> {
         findings.extend(rights(postgres).await.context(context)?);
         findings.extend(security(postgres).await.context(context)?);
         findings.extend(partitions(postgres).await.context(context)?);
+        findings.extend(optional_indexes(postgres).await.context(context)?);
     }
     Ok(findings)
 }
@@ -297,6 +299,7 @@ pub async fn verify_for_reading(postgres: &Postgres) -> anyhow::Result<Vec<Findi
         findings.extend(columns(postgres).await.context(context)?);
         findings.extend(indexes(postgres).await.context(context)?);
         findings.extend(partitions(postgres).await.context(context)?);
+        findings.extend(optional_indexes(postgres).await.context(context)?);
     }
     Ok(findings)
 }
@@ -527,6 +530,18 @@ async fn partitions(postgres: &Postgres) -> Result<Option<Finding>, sqlx::Error>
             "ses-ledger partitions ensure; the worker does so by itself, every hour",
         )
     }))
+}
+
+/// Nobody needs them; but one that is invalid costs, and serves nobody.
+async fn optional_indexes(postgres: &Postgres) -> Result<Vec<Finding>, sqlx::Error> {
+    let finding = |name: String| {
+        let set = optional::set_of(&name).map_or("search", Set::as_str);
+        Finding::warning(
+            format!("the optional index {name} is unfinished: it costs who writes, and serves nobody"),
+            format!("if nobody builds it just now: ses-ledger migrate --with {set}, or --without {set}"),
+        )
+    };
+    Ok(optional::unfinished(postgres).await?.into_iter().map(finding).collect())
 }
 
 fn grant_worker() -> String {

@@ -18,6 +18,7 @@ mod leaving;
 mod letting_go;
 mod metrics_page;
 mod migrating;
+mod optional;
 mod poison;
 mod pooled;
 mod quarantine;
