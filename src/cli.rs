@@ -10,11 +10,8 @@ use crate::{
     commands::{
         adopt::AdoptArgs, decode, demo::DemoArgs, dlq::DlqArgs, doctor::DoctorArgs, erase::EraseArgs,
         explain::ExplainArgs, figures::FiguresArgs, find::FindArgs, health, migrate::MigrateArgs, orphans::OrphansArgs,
-        partitions::PartitionsArgs, quarantine::QuarantineArgs, retention::RetentionArgs, serve::ServeArgs,
-        simulate::SimulateArgs, smoke::SmokeArgs, status::StatusArgs,
-        explain::ExplainArgs, find::FindArgs, health, migrate::MigrateArgs, orphans::OrphansArgs,
         partitions::PartitionsArgs, quarantine::QuarantineArgs, rebuild::RebuildArgs, retention::RetentionArgs,
-        serve::ServeArgs, simulate::SimulateArgs, smoke::SmokeArgs, status::StatusArgs,
+        serve::ServeArgs, simulate::SimulateArgs, smoke::SmokeArgs, status::StatusArgs, suppressed::SuppressedArgs,
     },
     metrics::{Export, emf::EmfSettings},
     pipeline::{
@@ -101,6 +98,12 @@ pub enum Command {
     /// sent last week. Sent are mails; delivered and bounced (for good) are recipients, in percent of both; complaints in percent of
     /// the delivered; opened and clicked are mails, on the day of the first time, in percent of the sent.
     Figures(FiguresArgs),
+    /// May I write to her? Tells who bounced for good, complained, or is on a suppression list of SES, and takes them off
+    ///
+    /// Exits with 1 if at least one of the addresses is suppressed, and with 0 if all may be written to. The newest report is
+    /// told. A complaint about a mail to several recipients of one provider names all of them: each is suppressed perhaps,
+    /// which is told and counts against nobody. Applications ask in SQL: SELECT * FROM ses_ledger_suppressed('ana@example.net').
+    Suppressed(Box<SuppressedArgs>),
     /// What waits for its mail, and why: list, show, attach or remove orphaned events
     Orphans(Box<OrphansArgs>),
     /// What could not be understood or stored, and why: list, show, replay or remove message bodies
@@ -437,6 +440,7 @@ impl Cli {
             Command::Migrate(args) => args.check(),
             Command::Status(args) => args.database.check(),
             Command::Find(args) => args.check(),
+            Command::Suppressed(args) => args.check(),
             Command::Explain(args) => args.check(),
             Command::Figures(args) => args.check(),
             Command::Retention(args) => args.check(),

@@ -21,6 +21,7 @@ pub mod serve;
 pub mod simulate;
 pub mod smoke;
 pub mod status;
+pub mod suppressed;
 
 mod ask;
 mod removal;

@@ -6,9 +6,7 @@ use ses_ledger::{
     cli::{Cli, Command, EXIT_USAGE, Surroundings},
     commands::{
         adopt, decode, demo, dlq, doctor, erase, explain, figures, find, health, migrate, orphans, partitions,
-        quarantine, retention, run, serve, simulate, smoke, status,
-        adopt, decode, demo, dlq, doctor, erase, explain, find, health, migrate, orphans, partitions, quarantine,
-        rebuild, retention, run, serve, simulate, smoke, status,
+        quarantine, rebuild, retention, run, serve, simulate, smoke, status, suppressed,
     },
     telemetry,
 };
@@ -35,6 +33,7 @@ fn main() -> ExitCode {
         Command::Find(args) => on_runtime(find::run(args)),
         Command::Explain(args) => on_runtime(explain::run(args)),
         Command::Figures(args) => on_runtime(figures::run(args)),
+        Command::Suppressed(args) => on_runtime(suppressed::run(*args)),
         Command::Orphans(args) => on_runtime(orphans::run(*args)),
         Command::Quarantine(args) => on_runtime(quarantine::run(*args)),
         Command::Dlq(args) => on_runtime(dlq::run(*args)),

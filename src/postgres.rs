@@ -14,8 +14,8 @@ pub mod migrations;
 pub mod mirror;
 pub mod optional;
 pub mod pulse;
-pub mod rollup;
 pub mod rebuild;
+pub mod rollup;
 pub mod schema;
 mod secret;
 pub mod sender;
@@ -23,6 +23,7 @@ mod session;
 pub mod simulation;
 pub mod smoke;
 pub mod stuck;
+pub mod suppression;
 mod tls;
 pub mod upkeep;
 

@@ -31,6 +31,8 @@ pub enum Stage {
     Unnamed,
     /// Rows of hers that somebody stored while the others were changed.
     Again,
+    /// That she is not to be written to; it is still known afterwards.
+    Suppressions,
 }
 
 /// Rows in which she was found, by table.
@@ -65,7 +67,8 @@ pub struct Erasure {
 }
 
 impl Stage {
-    const ALL: [Self; 6] = [Self::Events, Self::Orphans, Self::Logs, Self::Quarantine, Self::Unnamed, Self::Again];
+    const ALL: [Self; 7] =
+        [Self::Events, Self::Orphans, Self::Logs, Self::Quarantine, Self::Unnamed, Self::Again, Self::Suppressions];
 
     fn as_str(self) -> &'static str {
         match self {
@@ -75,6 +78,7 @@ impl Stage {
             Self::Quarantine => "quarantine",
             Self::Unnamed => "unnamed",
             Self::Again => "again",
+            Self::Suppressions => "suppressions",
         }
     }
 
@@ -106,7 +110,7 @@ impl Stage {
                 "sender, array_to_string(recipients, ' '), subject, tags, headers, body_full",
             ),
             // Base64 shows none of its words.
-            Self::Quarantine | Self::Unnamed | Self::Again => {
+            Self::Quarantine | Self::Unnamed | Self::Again | Self::Suppressions => {
                 ("quarantined_messages", "uuid", "uuid AS log, uuid, body", "")
             }
         };
@@ -199,6 +203,13 @@ pub async fn look(
             }
         }
     }
+    let query = sqlx::query_scalar::<_, i64>(
+        "SELECT count(*) FROM ses_ledger_suppressions WHERE address = ses_ledger_suppression_key($1)",
+    );
+    let suppressions = query.bind(person.address()).fetch_one(owner.connection()).await;
+    let suppressions = suppressions.context("cannot look through the suppressions")? as u64;
+    let removals = removals(owner.connection(), person).await.context("cannot look through the suppressions")?;
+    found.add(Stage::Suppressions.as_str(), suppressions + removals.len() as u64);
     Ok(found)
 }
 
@@ -281,6 +292,7 @@ impl Erasure {
         let (last, changed, seen) = match self.stage {
             Stage::Unnamed => (None, unnamed(&mut transaction, person).await?, 0),
             Stage::Again => (None, again(&mut transaction, person).await?, 0),
+            Stage::Suppressions => (None, suppressions(&mut transaction, person).await?, 0),
             stage => {
                 let rows = read(&mut transaction, stage, self.after, person).await?;
                 let possible = rows.iter().filter(|row| row.try_get("may_be").unwrap_or(true));
@@ -620,4 +632,48 @@ async fn apply(connection: &mut PgConnection, changes: Vec<Change>) -> Result<u6
         rollup::put_in(&mut *connection, &mails).await?;
     }
     Ok(changed)
+}
+
+/// Reports against her stay in force under the digest, and so do removals.
+async fn suppressions(connection: &mut PgConnection, person: &Person) -> Result<u64, sqlx::Error> {
+    let query = sqlx::query_scalar::<_, i64>(
+        "WITH hers AS (DELETE FROM ses_ledger_suppressions WHERE address = ses_ledger_suppression_key($1) RETURNING *),
+              kept AS (INSERT INTO ses_ledger_suppressions
+                         (address, candidate, occurred_at, cause, subtype, smtp_status, email_log_uuid, event_uuid)
+                       SELECT ses_ledger_erased_name(address), candidate, occurred_at, cause, subtype, smtp_status, email_log_uuid, event_uuid
+                       FROM hers ON CONFLICT DO NOTHING)
+         SELECT count(*) FROM hers",
+    );
+    let mut changed = query.bind(person.address()).fetch_one(&mut *connection).await? as u64;
+    for (uuid, is_hers, reason) in removals(connection, person).await? {
+        let query = sqlx::query(
+            "UPDATE ses_ledger_suppression_removals SET
+               address = CASE WHEN $2 THEN ses_ledger_erased_name(address) ELSE address END, reason = coalesce($3, reason)
+             WHERE uuid = $1",
+        );
+        let done = query.bind(uuid).bind(is_hers).bind(reason).execute(&mut *connection).await?;
+        changed += done.rows_affected();
+    }
+    Ok(changed)
+}
+
+/// Removals that name her: whether they are of her address, and their reason without her where she is in it.
+async fn removals(
+    connection: &mut PgConnection,
+    person: &Person,
+) -> Result<Vec<(Uuid, bool, Option<String>)>, sqlx::Error> {
+    let [local, domain] = person.words();
+    let rows = sqlx::query(
+        "SELECT uuid, address = ses_ledger_suppression_key($1) AS is_hers, reason FROM ses_ledger_suppression_removals
+         WHERE address = ses_ledger_suppression_key($1) OR lower(reason) LIKE '%' || $2 || '%' AND lower(reason) LIKE '%' || $3 || '%'",
+    );
+    let rows = rows.bind(person.address()).bind(local).bind(domain).fetch_all(connection).await?;
+    let mut found = Vec::new();
+    for row in rows {
+        let (is_hers, reason) = (row.try_get("is_hers")?, person.out_of_text(row.try_get("reason")?));
+        if is_hers || reason.is_some() {
+            found.push((row.try_get("uuid")?, is_hers, reason));
+        }
+    }
+    Ok(found)
 }

@@ -34,7 +34,7 @@ pub enum Severity {
 }
 
 /// Tables and the columns that the statements name.
-const TABLES: [(&str, &[&[&str]]); 12] = [
+const TABLES: [(&str, &[&[&str]]); 13] = [
     ("email_logs", &[&LOG_COLUMNS, &FACTS]),
     ("email_events", &[&["email_log_uuid"], &EVENT_COLUMNS]),
     ("orphaned_events", &[&["aws_message_id", "log_uuid", "fact_key"], &EVENT_COLUMNS]),
@@ -47,7 +47,11 @@ const TABLES: [(&str, &[&[&str]]); 12] = [
     ("ses_ledger_adoptions", &[&["whole_seconds_until"]]),
     ("ses_ledger_figures", &[&["counted_until", "tags", "updated_at"]]),
     ("email_figures", &[&["month", "dimension", "key", "day", "sends", "opened", "clicked"]]),
+    ("ses_ledger_suppressions", &[&SUPPRESSION_COLUMNS]),
 ];
+
+const SUPPRESSION_COLUMNS: [&str; 8] =
+    ["address", "candidate", "occurred_at", "cause", "subtype", "smtp_status", "email_log_uuid", "event_uuid"];
 
 /// What the worker only reads of a log row, or does not look at.
 const LOG_COLUMNS: [&str; 12] = [
@@ -217,7 +221,7 @@ const UNIQUE_INDEXES: [UniqueIndex; 6] = [
     },
 ];
 
-const FUNCTIONS: [&str; 10] = [
+const FUNCTIONS: [&str; 12] = [
     "ses_ledger_message_id(text)",
     "ses_ledger_fact(text, text, text)",
     "ses_ledger_bounce_class_of(text, text, text)",
@@ -228,10 +232,12 @@ const FUNCTIONS: [&str; 10] = [
     "ses_ledger_empty(text, interval, integer)",
     "ses_ledger_months_ahead()",
     "ses_ledger_erased_name(text)",
+    "ses_ledger_suppression_key(text)",
+    "ses_ledger_suppression_cause(text, text, text, text, text)",
 ];
 
 /// What the worker does to each table.
-const WORKER_RIGHTS: [(&str, &str); 31] = [
+const WORKER_RIGHTS: [(&str, &str); 33] = [
     ("email_logs", "SELECT"),
     ("email_events", "SELECT"),
     ("email_events", "INSERT"),
@@ -263,6 +269,8 @@ const WORKER_RIGHTS: [(&str, &str); 31] = [
     ("email_figures", "INSERT"),
     ("email_figures", "UPDATE"),
     ("email_figures", "DELETE"),
+    ("ses_ledger_suppressions", "SELECT"),
+    ("ses_ledger_suppressions", "INSERT"),
 ];
 
 /// Compares the database with what this binary needs. Empty means that all is well.
@@ -282,6 +290,7 @@ pub async fn verify(postgres: &Postgres) -> anyhow::Result<Vec<Finding>> {
     if findings.iter().all(|f| f.severity == Severity::Warning) {
         findings.extend(rights(postgres).await.context(context)?);
         findings.extend(security(postgres).await.context(context)?);
+        findings.extend(triggers(postgres).await.context(context)?);
         findings.extend(partitions(postgres).await.context(context)?);
         findings.extend(optional_indexes(postgres).await.context(context)?);
     }
@@ -528,6 +537,22 @@ async fn partitions(postgres: &Postgres) -> Result<Option<Finding>, sqlx::Error>
         Finding::warning(
             format!("partitions are ready for {months} after this one, without a gap: two have to be"),
             "ses-ledger partitions ensure; the worker does so by itself, every hour",
+        )
+    }))
+}
+
+/// Without it a bounce is stored, and the address is not known as suppressed.
+async fn triggers(postgres: &Postgres) -> Result<Option<Finding>, sqlx::Error> {
+    let works: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass('email_events')
+                          AND tgname = 'ses_ledger_note_suppression' AND tgenabled IN ('O', 'A'))",
+    )
+    .fetch_one(postgres)
+    .await?;
+    Ok((!works).then(|| {
+        Finding::warning(
+            "the trigger ses_ledger_note_suppression on email_events is missing or off: who bounces is not suppressed",
+            "ALTER TABLE email_events ENABLE TRIGGER ses_ledger_note_suppression, or make it as migrations/0018_suppression.up.sql does",
         )
     }))
 }

@@ -12,7 +12,7 @@ erased AS MATERIALIZED (
 -- The mail of each: by the id of SES, else by its own id in the tag.
 m AS MATERIALIZED (
   SELECT u.uuid, u.aws_message_id, u.log_uuid, u.event_type, u.occurred_at, u.time_source,
-         CASE WHEN erased.is_hers THEN erased.name ELSE u.recipient END AS recipient,
+         CASE WHEN erased.is_hers THEN erased.name ELSE u.recipient END AS recipient, u.recipient AS spelled,
          u.candidate, u.bounce_type, u.bounce_subtype, u.smtp_status,
          CASE WHEN erased.is_hers THEN NULL ELSE u.diagnostic END AS diagnostic,
          u.complaint_type, u.complaint_subtype, u.delay_type,
@@ -91,6 +91,30 @@ parked AS (
     complaint_subtype, ord
   ON CONFLICT DO NOTHING
   RETURNING uuid
+),
+-- Who is not to be written to again. What is really inserted tells that by itself (migration 18); this adds what got no row of its
+-- own, and whom the row does not name any more. Nobody reads from it, so it comes after everything else.
+suppressed AS (
+  INSERT INTO ses_ledger_suppressions AS s
+    (address, candidate, occurred_at, cause, subtype, smtp_status, email_log_uuid, event_uuid)
+  SELECT DISTINCT ON (address, candidate, occurred_at, cause) *
+  FROM (SELECT CASE WHEN recipient = spelled THEN ses_ledger_suppression_key(spelled)
+                    ELSE ses_ledger_erased_name(ses_ledger_suppression_key(spelled)) END AS address,
+               candidate, occurred_at,
+               ses_ledger_suppression_cause(event_type, bounce_type, bounce_subtype, complaint_type, complaint_subtype) AS cause,
+               coalesce(bounce_subtype, complaint_subtype, complaint_type), smtp_status, email_log_uuid,
+               CASE WHEN uuid IN (SELECT uuid FROM inserted) THEN uuid END AS event_uuid
+        FROM m
+        WHERE event_type IN ('bounce', 'complaint') AND spelled <> '' AND spelled NOT LIKE 'erased:%'
+          AND (recipient <> spelled OR uuid NOT IN (SELECT uuid FROM inserted))) AS said
+  WHERE cause IS NOT NULL AND address IS NOT NULL
+  ORDER BY address, candidate, occurred_at, cause, email_log_uuid, event_uuid
+  -- One moment, two mails: the smaller id stays, whatever comes first.
+  ON CONFLICT (address, candidate, occurred_at, cause) DO UPDATE SET
+    subtype = excluded.subtype, smtp_status = excluded.smtp_status,
+    email_log_uuid = excluded.email_log_uuid, event_uuid = excluded.event_uuid
+  WHERE excluded.email_log_uuid < coalesce(s.email_log_uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+     OR excluded.email_log_uuid = s.email_log_uuid AND s.event_uuid IS NULL AND excluded.event_uuid IS NOT NULL
 ),
 -- A log that gets its id from a tag: one id per log, one log per id.
 links AS (

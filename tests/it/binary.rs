@@ -31,6 +31,7 @@ mod smoke;
 mod starting;
 mod status;
 mod stuck;
+mod suppressed;
 mod traces;
 
 use std::{

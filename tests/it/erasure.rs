@@ -31,7 +31,8 @@ async fn everything(database: &Database) -> String {
         .texts(
             "SELECT e::text FROM email_events e UNION ALL SELECT o::text FROM orphaned_events o
              UNION ALL SELECT l::text FROM email_logs l UNION ALL SELECT encode(body, 'escape') FROM quarantined_messages
-             UNION ALL SELECT x::text FROM ses_ledger_erased x UNION ALL SELECT r::text FROM ses_ledger_erasures r",
+             UNION ALL SELECT x::text FROM ses_ledger_erased x UNION ALL SELECT r::text FROM ses_ledger_erasures r
+             UNION ALL SELECT s::text FROM ses_ledger_suppressions s UNION ALL SELECT r::text FROM ses_ledger_suppression_removals r",
         )
         .await;
     rows.join("\n").to_lowercase()
@@ -142,9 +143,9 @@ async fn she_is_nowhere_afterwards_and_nothing_is_counted_otherwise() {
     }
     assert_eq!(
         receipt.rows.0.iter().map(|(table, rows)| format!("{table} {rows}")).collect::<Vec<_>>(),
-        ["again 0", "events 5", "logs 2", "orphans 1", "quarantine 2", "unnamed 1"]
+        ["again 0", "events 5", "logs 2", "orphans 1", "quarantine 2", "suppressions 0", "unnamed 1"]
     );
-    assert_eq!(found.0.values().copied().collect::<Vec<_>>(), [5, 2, 1, 2], "as it was said before: {found:?}");
+    assert_eq!(found.0.values().copied().collect::<Vec<_>>(), [5, 2, 1, 2, 0], "as it was said before: {found:?}");
     let bobs = "SELECT payload::text FROM email_events WHERE recipient = 'bob@x.org' AND ip IS NOT NULL AND diagnostic IS NOT NULL";
     assert!(database.text(bobs).await.contains("bob@x.org"), "his row is whole");
     assert_eq!(

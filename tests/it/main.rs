@@ -41,6 +41,7 @@ mod simulate;
 mod site;
 mod status;
 mod store;
+mod suppression;
 mod templates;
 mod tls;
 mod views;

@@ -333,12 +333,19 @@ async fn a_missing_function_is_found() {
         "email_events_ensure_ahead(integer)",
         "email_events_ensure_month(timestamptz)",
         "email_events_ensure_for(text[], uuid[])",
+        "ses_ledger_suppression_cause(text, text, text, text, text)",
         "ses_ledger_fact(text, text, text)",
         "ses_ledger_message_id(text)",
         "ses_ledger_empty(text, interval, integer)",
     ];
     let drop = functions.map(|f| (format!("DROP FUNCTION {f}"), format!("the function {f} is missing")));
     check_findings(Severity::Error, &drop).await;
+}
+
+#[tokio::test]
+async fn a_trigger_that_is_off_is_found() {
+    let off = "ALTER TABLE email_events DISABLE TRIGGER ses_ledger_note_suppression";
+    check_finding(Severity::Warning, off, "the trigger ses_ledger_note_suppression").await;
 }
 
 #[tokio::test]

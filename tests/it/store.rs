@@ -283,7 +283,7 @@ async fn several_writers_link_one_mail_once() {
 }
 
 /// A deadlock would be tried again and do no harm, but it costs a second: the order of the rows is there to avoid it.
-async fn check_no_deadlock<const N: usize>(database: &Database, stores: [Postgres; N]) {
+pub(crate) async fn check_no_deadlock<const N: usize>(database: &Database, stores: [Postgres; N]) {
     for postgres in stores {
         postgres.close().await;
     }

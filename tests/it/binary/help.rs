@@ -56,8 +56,7 @@ fn difference(expected: &str, found: &str) -> String {
     )
 }
 
-const COMMANDS: [&[&str]; 31] = [
-const COMMANDS: [&[&str]; 29] = [
+const COMMANDS: [&[&str]; 36] = [
     &[],
     &["run"],
     &["serve"],
@@ -69,6 +68,10 @@ const COMMANDS: [&[&str]; 29] = [
     &["figures"],
     &["figures", "update"],
     &["figures", "rebuild"],
+    &["suppressed"],
+    &["suppressed", "list"],
+    &["suppressed", "remove"],
+    &["suppressed", "removals"],
     &["orphans", "list"],
     &["orphans", "show"],
     &["orphans", "retry"],
