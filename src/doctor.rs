@@ -34,18 +34,7 @@ use crate::{
 };
 
 /// The kinds of events that SES can publish.
-pub(crate) const KINDS: [EventKind; 10] = [
-    EventKind::Send,
-    EventKind::Delivery,
-    EventKind::Bounce,
-    EventKind::Complaint,
-    EventKind::Reject,
-    EventKind::Open,
-    EventKind::Click,
-    EventKind::RenderingFailure,
-    EventKind::DeliveryDelay,
-    EventKind::Subscription,
-];
+pub(crate) const KINDS: [EventKind; 10] = EventKind::ALL;
 
 /// What was looked at, in the order in which an event passes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

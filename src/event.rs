@@ -127,6 +127,20 @@ pub struct Source {
 }
 
 impl EventKind {
+    /// The kinds that SES reports, in the order in which they happen.
+    pub const ALL: [Self; 10] = [
+        Self::Send,
+        Self::Reject,
+        Self::RenderingFailure,
+        Self::Delivery,
+        Self::DeliveryDelay,
+        Self::Bounce,
+        Self::Complaint,
+        Self::Open,
+        Self::Click,
+        Self::Subscription,
+    ];
+
     /// Reads a kind without regard to case, spaces and underscores.
     /// `None` if nothing is left to name it by.
     pub fn parse(wire: &str) -> Option<Self> {

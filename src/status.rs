@@ -388,6 +388,11 @@ impl Lag {
     }
 }
 
+/// Lags are told apart up to a limit.
+pub(crate) fn is_beyond(lag_seconds: f64) -> bool {
+    lag_seconds >= LAG_ENDS[LAG_ENDS.len() - 1]
+}
+
 impl Cost {
     fn of(counts: &Counts) -> Self {
         let (requests, events) = (counts.requests(), counts.events());

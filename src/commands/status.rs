@@ -19,10 +19,10 @@ use crate::{
     cli::{DatabaseArgs, EXIT_UNAVAILABLE, QueueArgs, duration},
     event::EventKind,
     postgres::{Postgres, pulse::WorkerSeen},
-    pulse::{Identities, LAG_ENDS},
-    readable::{percent, plural, second, span},
+    pulse::Identities,
+    readable::{percent, plural, second, span, weight},
     retention::standing::Kept,
-    status::{Asked, DOLLARS_PER_MILLION_REQUESTS, QueueState, Queues, Rate, Status, seconds, status},
+    status::{Asked, DOLLARS_PER_MILLION_REQUESTS, QueueState, Queues, Rate, Status, is_beyond, seconds, status},
 };
 
 /// Arguments of `status`.
@@ -42,20 +42,6 @@ pub struct StatusArgs {
     #[arg(long)]
     json: bool,
 }
-
-/// The kinds that SES reports, in the order in which they happen.
-const KINDS: [EventKind; 10] = [
-    EventKind::Send,
-    EventKind::Reject,
-    EventKind::RenderingFailure,
-    EventKind::Delivery,
-    EventKind::DeliveryDelay,
-    EventKind::Bounce,
-    EventKind::Complaint,
-    EventKind::Open,
-    EventKind::Click,
-    EventKind::Subscription,
-];
 
 /// Shows how it is.
 ///
@@ -220,7 +206,7 @@ fn about_rates(status: &Status, screen: &Screen) -> String {
 fn about_kinds(status: &Status, screen: &Screen) -> String {
     let now = status.database.now;
     let mut lines = vec![screen.bold(&format!("{:<24}{:<27}{}", "Last event", "happened", "stored"))];
-    for kind in &KINDS {
+    for kind in &EventKind::ALL {
         let last = status.last_events.iter().find(|last| last.event_type == kind.as_str());
         let (occurred_at, stored_at) = last.map_or((None, None), |last| (last.occurred_at, last.stored_at));
         lines.push(match (occurred_at, stored_at, last) {
@@ -231,7 +217,8 @@ fn about_kinds(status: &Status, screen: &Screen) -> String {
             (_, _, None) => format!("  {:<22}never", kind.as_str()),
         });
     }
-    let others = status.last_events.iter().filter(|last| KINDS.iter().all(|kind| kind.as_str() != last.event_type));
+    let others =
+        status.last_events.iter().filter(|last| EventKind::ALL.iter().all(|kind| kind.as_str() != last.event_type));
     let others: Vec<_> = others.map(|last| one_line(&last.event_type, 64)).collect();
     if !others.is_empty() {
         lines.push(wrapped("  of other kinds        ", &others.join(", ")));
@@ -355,7 +342,7 @@ fn about_database(status: &Status, screen: &Screen) -> String {
         Some(first) => format!("{} ({} findings: ses-ledger migrate verify)", first.what, status.schema.len()),
     };
     let sizes: Vec<String> =
-        health.tables.iter().map(|table| format!("{} {}", table.name, size(table.bytes))).collect();
+        health.tables.iter().map(|table| format!("{} {}", table.name, weight(table.bytes.unsigned_abs()))).collect();
     [
         screen.bold("Database"),
         wrapped("  server     ", &server),
@@ -470,9 +457,8 @@ fn per_second(rate: f64) -> String {
     if rate >= 100.0 { format!("{}/s", grouped(rate as u64)) } else { format!("{rate:.1}/s") }
 }
 
-/// Lags are told apart up to a limit.
 fn within(lag: f64) -> String {
-    let word = if lag < LAG_ENDS[LAG_ENDS.len() - 1] { "within" } else { "more than" };
+    let word = if is_beyond(lag) { "more than" } else { "within" };
     format!("{word} {}", span(seconds(lag)))
 }
 
@@ -480,13 +466,5 @@ fn ago(now: OffsetDateTime, at: OffsetDateTime) -> String {
     match seconds((now - at).as_seconds_f64().floor()) {
         Duration::ZERO => "just now".to_owned(),
         age => format!("{} ago", span(age)),
-    }
-}
-
-fn size(bytes: i64) -> String {
-    match bytes {
-        ..1_000_000 => format!("{} kB", bytes / 1_000),
-        1_000_000..10_000_000_000 => format!("{} MB", bytes / 1_000_000),
-        _ => format!("{} GB", bytes / 1_000_000_000),
     }
 }

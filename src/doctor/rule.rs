@@ -14,14 +14,14 @@ use crate::{
 /// `detail-type` of the kinds, in the order of [`KINDS`].
 const DETAIL_TYPES: [&str; 10] = [
     "Email Sent",
+    "Email Rejected",
+    "Email Rendering Failed",
     "Email Delivered",
+    "Email Delivery Delayed",
     "Email Bounced",
     "Email Complaint Received",
-    "Email Rejected",
     "Email Opened",
     "Email Clicked",
-    "Email Rendering Failed",
-    "Email Delivery Delayed",
     "Email Subscribed",
 ];
 

@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     postgres::pulse::{self, LastEvent, WorkerSeen},
-    pulse::{Identities, LAG_ENDS, Minute},
-    readable::{grouped, percent, span},
+    pulse::{Identities, Minute},
+    readable::{grouped, percent, span, weight},
     sqs::SqsSettings,
     status::{self, Asked, Lag, QueueState, Rate, Status},
 };
@@ -150,10 +150,9 @@ fn by_minute(minutes: &[Minute], now: OffsetDateTime, of: OfMinute) -> Vec<u64> 
     values
 }
 
-/// Lags are told apart up to a limit.
 fn lag(rate: &Rate, of: fn(&Lag) -> f64) -> String {
     let Some(lag) = rate.lag.known().map(of) else { return "–".to_owned() };
-    let over = if lag < LAG_ENDS[LAG_ENDS.len() - 1] { "" } else { "over " };
+    let over = if status::is_beyond(lag) { "over " } else { "" };
     format!("{over}{}", span(status::seconds(lag)))
 }
 
@@ -326,7 +325,7 @@ fn database(status: &Status) -> Markup {
                     " bodies in quarantine" }
             }
             dt { "Size" } dd { @for (n, table) in health.tables.iter().enumerate() { @if n > 0 { ", " } (table.name)
-                " " (bytes(table.bytes)) } }
+                " " (weight(table.bytes.unsigned_abs())) } }
         }
     }
 }
@@ -346,13 +345,6 @@ fn cost(status: &Status) -> Markup {
             @if let Asked::Known(idle) = cost.idle { " · " (percent((idle * 1000.0) as u64, 1000))
                 " of the receives brought none" }
         }
-    }
-}
-
-fn bytes(bytes: i64) -> String {
-    match bytes as f64 / 1e6 {
-        mb if mb >= 1000.0 => format!("{:.1} GB", mb / 1000.0),
-        mb => format!("{mb:.1} MB"),
     }
 }
 

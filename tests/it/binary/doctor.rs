@@ -260,7 +260,7 @@ async fn faults_of_the_subscription_are_found() {
         p.subscription_attribute("FilterPolicyScope", "MessageBody").await;
         p.subscription_attribute("FilterPolicy", r#"{"eventType": ["Bounce", "Complaint"]}"#).await;
     };
-    check("body", body, "error", "subscription", "the filter policy drops send, delivery and reject").await;
+    check("body", body, "error", "subscription", "the filter policy drops send, reject and delivery").await;
     let lost = async |p: &Pipeline| p.subscription_attribute("RedrivePolicy", "").await;
     check("lost", lost, "warning", "subscription", "the subscription has no redrive policy").await;
 }
@@ -447,7 +447,7 @@ async fn the_kinds_of_the_newest_events_are_listed() {
     let seen: Vec<&str> =
         verdict.of("ok").into_iter().filter(|it| it["hop"] == "events").filter_map(|it| it["what"].as_str()).collect();
     assert_eq!(seen, ["2026-11-20 10:00:00 UTC: the last bounce"]);
-    verdict.has("note", "events", "none of send, delivery, complaint");
+    verdict.has("note", "events", "none of send, reject, rendering_failure, delivery");
 }
 
 /// What may not be asked is unknown, with the right that is missing, and never all right.

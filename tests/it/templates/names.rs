@@ -5,30 +5,17 @@ use ses_ledger::event::EventKind;
 
 use super::{Template, Templates};
 
-const KINDS: [EventKind; 10] = [
-    EventKind::Send,
-    EventKind::Delivery,
-    EventKind::Bounce,
-    EventKind::Complaint,
-    EventKind::Reject,
-    EventKind::Open,
-    EventKind::Click,
-    EventKind::RenderingFailure,
-    EventKind::DeliveryDelay,
-    EventKind::Subscription,
-];
-
-/// `detail-type` of each kind, in the same order.
+/// `detail-type` of each kind, in the order of [`EventKind::ALL`].
 const ON_EVENTBRIDGE: [&str; 10] = [
     "Email Sent",
+    "Email Rejected",
+    "Email Rendering Failed",
     "Email Delivered",
+    "Email Delivery Delayed",
     "Email Bounced",
     "Email Complaint Received",
-    "Email Rejected",
     "Email Opened",
     "Email Clicked",
-    "Email Rendering Failed",
-    "Email Delivery Delayed",
     "Email Subscribed",
 ];
 
@@ -123,7 +110,7 @@ pub(super) fn every_kind_of_event_is_published(templates: &Templates) -> Vec<Str
     let pipeline = &templates.pipeline;
     let mut wrong = Vec::new();
     for (name, it) in pipeline.of_type("AWS::SES::ConfigurationSetEventDestination") {
-        let kinds = KINDS.iter().map(|kind| camel_case(kind.as_str()));
+        let kinds = EventKind::ALL.iter().map(|kind| camel_case(kind.as_str()));
         wrong.extend(differing(name, &it["EventDestination"]["MatchingEventTypes"], kinds));
     }
     for (name, it) in pipeline.of_type("AWS::Events::Rule") {
