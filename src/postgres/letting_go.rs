@@ -124,8 +124,11 @@ impl Owner {
         Ok(Self { connection, has_lock: false })
     }
 
-    /// Gives the rights and the lock back.
-    pub async fn end(self) {
+    /// Gives the rights and the lock back. The lock first: the server may take a while to notice that a session is over.
+    pub async fn end(mut self) {
+        if self.has_lock {
+            let _ = self.connection.execute("SELECT pg_advisory_unlock_all()").await;
+        }
         let _ = self.connection.close().await;
     }
 
