@@ -291,3 +291,28 @@ async fn without_the_secrets_nobody_is_known_and_everything_is_stored() {
     assert_eq!(store(&postgres, late.clone()).await, [Inserted; 3]);
     assert_eq!(store(&postgres, late).await, [Duplicate; 3]);
 }
+
+#[tokio::test]
+async fn many_rows_without_her_come_before_hers() {
+    let database = database::fresh().await;
+    let postgres = database.store();
+    database
+        .run(
+            "INSERT INTO email_logs (recipients) SELECT '{bob@x.org}' FROM generate_series(1, 4500);
+             SELECT email_events_ensure_ahead(1), email_events_ensure_month(now());
+             INSERT INTO email_events (uuid, email_log_uuid, event_type, occurred_at, recipient, queue, sqs_message_id, received_at)
+             SELECT ses_ledger_uuid_v7(), uuid, 'send', now(), 'bob@x.org', 'q', 's', now() FROM email_logs",
+        )
+        .await;
+    story(&database).await;
+    let mut owner = Owner::look(&postgres).await.expect("it is the owner");
+    let person = Person::parse(ANA, "erased:x").expect("it is an address");
+    let mut told = Vec::new();
+    let found = erasure::look(&mut owner, &person, |stage, seen| told.push((stage, seen))).await.expect("it answers");
+    owner.end().await;
+    assert_eq!(found.0.values().copied().collect::<Vec<_>>(), [5, 2, 1, 2], "{found:?}");
+    for (stage, rows) in [("events", 4_507), ("orphans", 1), ("logs", 4_503), ("quarantine", 3)] {
+        assert_eq!(told.iter().rfind(|(it, _)| *it == stage).map(|(_, seen)| *seen), Some(rows), "{stage}: {told:?}");
+    }
+    assert_eq!(erase(&postgres, ANA).await.rows.0["events"], 5);
+}
