@@ -22,6 +22,8 @@ use crate::upkeep::Pace;
 pub const MARGIN: Duration = Duration::from_secs(5);
 /// Events to count in one transaction, about.
 pub const SLICE: i64 = 20_000;
+/// And fewest, where the database ends the statement because it takes too long.
+const SMALLEST: i64 = 100;
 /// How long to wait for transactions that may be storing, before it is left to the next round.
 const WRITERS: Duration = Duration::from_secs(3);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -154,10 +156,17 @@ impl Rollup<'_> {
         rest: u32,
         mut progress: impl FnMut(OffsetDateTime),
     ) -> anyhow::Result<Option<Step>> {
-        let mut pace = Pace::resting(rest);
+        let (mut pace, mut slice) = (Pace::resting(rest), self.slice);
         let Some(safe) = safe_until(postgres, self.margin).await? else { return Ok(None) };
         loop {
-            let step = self.step(postgres, safe).await?;
+            let step = match self.take(postgres, safe, slice).await {
+                // Long ago, or a slow disk: in smaller pieces.
+                Err(e) if takes_too_long(&e) && slice > SMALLEST => {
+                    slice /= 4;
+                    continue;
+                }
+                step => step.context("cannot count the figures")?,
+            };
             match step {
                 Step::Counted { until, is_up_to_date: false } => progress(until),
                 _ => return Ok(Some(step)),
@@ -174,10 +183,14 @@ impl Rollup<'_> {
     /// # Errors
     /// If the database cannot be reached. Nothing was counted then, or the answer was lost.
     pub async fn step(&self, postgres: &Postgres, safe: OffsetDateTime) -> anyhow::Result<Step> {
-        postgres.patiently(self.try_step(postgres, safe)).await.context("cannot count the figures")
+        self.take(postgres, safe, self.slice).await.context("cannot count the figures")
     }
 
-    async fn try_step(&self, postgres: &Postgres, safe: OffsetDateTime) -> Result<Step, sqlx::Error> {
+    async fn take(&self, postgres: &Postgres, safe: OffsetDateTime, slice: i64) -> Result<Step, sqlx::Error> {
+        postgres.patiently(self.try_take(postgres, safe, slice)).await
+    }
+
+    async fn try_take(&self, postgres: &Postgres, safe: OffsetDateTime, slice: i64) -> Result<Step, sqlx::Error> {
         let mut session = postgres.transaction().await?;
         let mine = AssertSqlSafe(format!("SELECT pg_try_advisory_xact_lock({LOCK})"));
         if !sqlx::query_scalar::<_, bool>(mine).fetch_one(&mut session).await? {
@@ -203,7 +216,7 @@ impl Rollup<'_> {
         )
         .bind(from)
         .bind(safe)
-        .bind(self.slice)
+        .bind(slice)
         .fetch_optional(&mut session)
         .await?
         .flatten();
@@ -227,6 +240,10 @@ impl Rollup<'_> {
         session.end().await?;
         Ok(Step::Counted { until: to, is_up_to_date: to == safe })
     }
+}
+
+fn takes_too_long(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|e| e.code()).is_some_and(|code| code == "57014")
 }
 
 /// How far the figures are counted.
@@ -567,7 +584,7 @@ fn names() -> impl Iterator<Item = &'static str> {
 }
 
 fn listed(each: impl Fn(&str) -> String) -> String {
-    names().map(|name| each(name)).collect::<Vec<_>>().join(", ")
+    names().map(each).collect::<Vec<_>>().join(", ")
 }
 
 /// What these events make: lines as in `email_figures`, as `spread`. First by everything that a mail is counted by at once,

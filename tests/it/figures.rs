@@ -7,7 +7,7 @@ use fastrand::Rng;
 use ses_ledger::{
     event::{Address, Event, EventKind},
     postgres::{
-        Postgres,
+        Postgres, PostgresSettings,
         rollup::{self, Rollup, Step},
     },
     retention::{Retention, Run},
@@ -455,4 +455,28 @@ async fn who_is_erased_goes_from_the_figures_with_her_domain() {
     assert_eq!(rollup::rebuild(&postgres, false, None, |_| {}).await.expect("it counts").lines(), 0);
     count_all(&postgres).await;
     assert_eq!(rollup::rebuild(&postgres, false, None, |_| {}).await.expect("it counts").lines(), 0);
+}
+
+#[tokio::test]
+async fn where_a_slice_takes_longer_than_a_statement_may_smaller_ones_do() {
+    let database = database::fresh().await;
+    for batch in story(&database, 13, 120).await.0 {
+        store(&database.store(), batch).await;
+    }
+    // Every event takes its time now.
+    database
+        .run(
+            "CREATE OR REPLACE FUNCTION ses_ledger_fact(event_type text, complaint_type text, complaint_subtype text) RETURNS text
+             LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.004);
+               RETURN CASE event_type WHEN 'send' THEN 'sent' END; END $$",
+        )
+        .await;
+    let settings =
+        PostgresSettings { statement_timeout: Duration::from_secs(1), ..PostgresSettings::new(&database.url) };
+    let slow = Postgres::new(&settings).expect("the URL is well formed");
+    let rollup = Rollup { margin: Duration::ZERO, ..Rollup::default() };
+    let patience = Instant::now() + Duration::from_secs(60);
+    let step = rollup.run(&slow, patience, 0, |_| {}).await.unwrap_or_else(|e| panic!("{e:#}"));
+    assert!(matches!(step, Some(Step::Counted { is_up_to_date: true, .. })), "{step:?}");
+    assert_eq!(database.number("SELECT sum(sends)::bigint FROM email_figures WHERE dimension = 'all'").await, 120);
 }
