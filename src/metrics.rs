@@ -108,6 +108,8 @@ metrics! {
     quarantined_bodies: Gauge = Gauge::default();
     /// Months after this one that have their partition, up to the first that has none; three should.
     months_ahead: Gauge = Gauge::default();
+    /// Seconds from what the figures are counted up to until now; zero if this worker does not count them.
+    figures_lag_seconds: Gauge = Gauge::default();
     /// Times that a worker's own retention came to its end without a fault, also if it keeps everything.
     retention_runs: Counter = Counter::default();
     /// Payloads and bodies that were older than their retention and are emptied.

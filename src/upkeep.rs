@@ -17,7 +17,7 @@ use crate::{
         self, Postgres,
         letting_go::{OVERDUE, past},
         pulse::forget,
-        rollup::{Rollup, Step},
+        rollup::{self, Rollup, Step},
         upkeep::{Content, Emptied, empty, waiting_rooms},
     },
     pulse::{self, Pulse},
@@ -72,7 +72,7 @@ pub async fn forever(postgres: Postgres, settings: UpkeepSettings, metrics: Arc<
             sweep_on_and_on(&postgres, settings.sweep_interval),
             look_after_tables(&postgres, settings.retention, &metrics),
             count_on_and_on(&postgres, &settings.retention, &metrics),
-            count_figures_on_and_on(&postgres, &settings),
+            count_figures_on_and_on(&postgres, &settings, &metrics),
         )
     };
     // Cut short wherever it is: what it was about to do waits for the next round.
@@ -139,7 +139,7 @@ pub async fn once(
     let swept = orphans::sweep_until(postgres, until, &mut done.attached).await?;
     forget(postgres).await?;
     let counted = match settings.figures_interval {
-        Some(_) => count_figures(postgres, &settings.figures_tags, until).await?,
+        Some(_) => count_figures(postgres, &settings.figures_tags, metrics, until).await?,
         None => true,
     };
     let retained = retain(postgres, settings.retention, metrics, until, &mut done.emptied).await?;
@@ -214,22 +214,29 @@ async fn count_on_and_on(postgres: &Postgres, retention: &Retention, metrics: &M
     }
 }
 
-async fn count_figures_on_and_on(postgres: &Postgres, settings: &UpkeepSettings) -> Infallible {
+async fn count_figures_on_and_on(postgres: &Postgres, settings: &UpkeepSettings, metrics: &Metrics) -> Infallible {
     let Some(every) = settings.figures_interval else { return pending().await };
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        if let Err(e) = count_figures(postgres, &settings.figures_tags, Instant::now() + SELDOM).await {
+        if let Err(e) = count_figures(postgres, &settings.figures_tags, metrics, Instant::now() + SELDOM).await {
             warn!("{e:#}");
         }
     }
 }
 
 /// Counts the figures on; says whether they are up to date, or somebody else sees to it.
-async fn count_figures(postgres: &Postgres, tags: &[String], until: Instant) -> anyhow::Result<bool> {
+async fn count_figures(
+    postgres: &Postgres,
+    tags: &[String],
+    metrics: &Metrics,
+    until: Instant,
+) -> anyhow::Result<bool> {
     let rollup = Rollup { tags: Some(tags), ..Rollup::default() };
     let step = rollup.run(postgres, until, FIGURES_REST, |_| {}).await?;
+    // Whoever counted.
+    metrics.figures_lag_seconds.set(rollup::position(postgres).await?.behind_seconds as i64);
     if step == Some(Step::ClockBehind) {
         warn!(
             "the figures are not counted on: the database's clock was set back. When it has caught up, \

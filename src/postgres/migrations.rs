@@ -88,6 +88,7 @@ pub async fn would_lose(postgres: &Postgres, target: i64) -> anyhow::Result<Opti
         (15, "ses_ledger_months_let_go"),
         (16, "ses_ledger_erased"),
         (18, "ses_ledger_suppression_removals"),
+        (19, "email_figures"),
     ];
     for (_, table) in tables.into_iter().filter(|(version, _)| *version > target) {
         if has_rows(postgres, table).await.with_context(|| format!("cannot look into {table}"))? {

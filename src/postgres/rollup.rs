@@ -309,7 +309,7 @@ pub async fn safe_until(postgres: &Postgres, margin: Duration) -> anyhow::Result
 pub async fn catch_up(postgres: &Postgres) -> anyhow::Result<()> {
     let now = sqlx::query_scalar("SELECT clock_timestamp()");
     let now: OffsetDateTime = postgres.patiently(now.fetch_one(postgres)).await.context("cannot ask for the time")?;
-    let rollup = Rollup { margin: Duration::ZERO, ..Rollup::default() };
+    let rollup = Rollup { margin: Duration::ZERO, slice: SLICE / 10, ..Rollup::default() };
     let patience = Instant::now() + CATCH_UP;
     while position(postgres).await?.counted_until < now {
         match rollup.run(postgres, patience, 0, |_| {}).await? {
