@@ -11,17 +11,19 @@ mod client;
 mod database;
 mod endpoint;
 mod figures;
+mod fill;
 mod function;
 mod machine;
 mod measure;
 mod plan;
 mod proc;
 mod report;
+mod scale;
 mod tale;
 
 use std::{env, fs, path::PathBuf, process::ExitCode, time::Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::signal::{
     ctrl_c,
@@ -31,8 +33,9 @@ use tokio::signal::{
 use figures::{Figure, Sample, spread};
 use machine::Machine;
 use measure::Bench;
-use plan::{Cell, Effort, Group};
-use report::Report;
+use plan::{Cell, Effort, Group, Step};
+use report::{Line, Report};
+use scale::Scaled;
 
 const HELP: &str = "\
 Measures ses-ledger: rate, CPU, memory and latency, with its own PostgreSQL and queue endpoint.
@@ -40,12 +43,14 @@ Measures ses-ledger: rate, CPU, memory and latency, with its own PostgreSQL and 
   tests/bench/run [OPTIONS] [-- SETTINGS OF THE WORKER]
 
   --quick            everything once and small: whether it works, not how fast
-  --only GROUP,...   rate mess size processes pollers limits growth latency memory idle lambda
+  --only GROUP,...   rate mess size processes pollers limits latency memory idle lambda scale
+                     [default: all but scale; with --quick all]
   --rounds N         how often each cell is measured [default: 3]
   --messages N       messages of an ordinary cell [default: 40000]
-  --grow MILLIONS    the events of the largest table [default: 10]
+  --steps MILLIONS   scale: the events at each step, each at least as many as before [default: 1,1,10,30]
+  --partitions N,... scale: the months that they lie in at each step [default: 12,36,36,36]
   --json FILE        every sample, for programs
-  --markdown FILE    the tables, below what people wrote in that file
+  --markdown FILE    the tables, in their place in that file: those of scale have one of their own
   --all-cores        not on the first two cores only
 
 Exit codes: 0 all results were exact, whether or not the goals are reached; 1 they were not.";
@@ -93,6 +98,9 @@ impl Options {
         let quick = arguments.iter().any(|argument| argument == "--quick");
         let effort = if quick { Effort::quick(yesterday) } else { Effort::usual(yesterday) };
         let mut options = Self { effort, only: Group::ALL.to_vec(), quick, json: None, markdown: None };
+        // Half an hour and 35 GiB.
+        options.only.retain(|group| quick || *group != Group::Scale);
+        let (mut millions, mut months) = (None, None);
         let mut given = arguments.drain(..);
         while let Some(argument) = given.next() {
             let mut value = || given.next().with_context(|| format!("{argument} takes a value"));
@@ -102,11 +110,8 @@ impl Options {
                 "--only" => options.only = value()?.split(',').map(group).collect::<anyhow::Result<_>>()?,
                 "--rounds" => effort.rounds = number(&value()?)?,
                 "--messages" => effort.messages = number(&value()?)?,
-                "--grow" => {
-                    let factor = (number(&value()?)? as u64 * 1_000_000).div_ceil(effort.logs);
-                    effort.factors = if factor > 10 { vec![1, 10, factor] } else { vec![1, factor] };
-                    effort.factors.dedup();
-                }
+                "--steps" => millions = Some(list(&value()?, |text| text.parse::<f64>().ok().filter(|n| *n > 0.0))?),
+                "--partitions" => months = Some(list(&value()?, |text| text.parse().ok().filter(|n| *n > 0))?),
                 "--json" => options.json = Some(value()?.into()),
                 "--markdown" => options.markdown = Some(value()?.into()),
                 "--" => break,
@@ -114,6 +119,12 @@ impl Options {
             }
         }
         options.effort.worker = given.collect();
+        let usual = &options.effort.steps;
+        let millions = millions.unwrap_or_else(|| usual.iter().map(|step| step.events as f64 / 1e6).collect());
+        let months = months.unwrap_or_else(|| usual.iter().map(|step| step.months).collect());
+        ensure!(millions.len() == months.len(), "--steps and --partitions have to name as many values");
+        let step = |(events, months): (&f64, &u32)| Step { events: (events * 1e6).round() as u64, months: *months };
+        options.effort.steps = millions.iter().zip(&months).map(step).collect();
         Ok(options)
     }
 }
@@ -124,6 +135,10 @@ fn group(name: &str) -> anyhow::Result<Group> {
 
 fn number(text: &str) -> anyhow::Result<usize> {
     text.parse().ok().filter(|n| *n > 0).with_context(|| format!("{text} is no number"))
+}
+
+fn list<T>(text: &str, read: impl Fn(&str) -> Option<T>) -> anyhow::Result<Vec<T>> {
+    text.split(',').map(|one| read(one).with_context(|| format!("{one} is no number"))).collect()
 }
 
 async fn bench(options: &Options, command: String) -> anyhow::Result<ExitCode> {
@@ -137,7 +152,7 @@ async fn bench(options: &Options, command: String) -> anyhow::Result<ExitCode> {
     for round in 1..=options.effort.rounds {
         for (cell, samples) in results.iter_mut().filter(|(cell, _)| round == 1 || !cell.once) {
             let (label, begun) = (format!("round {round}: {}: {}", cell.group.name(), cell.name), Instant::now());
-            match bench.measure(cell, round).await {
+            match bench.measure(cell).await {
                 Ok(measured) => {
                     eprintln!("{label:<45} {}  {:.0} s", told(&measured.sample), begun.elapsed().as_secs_f64());
                     wrong.extend(measured.wrong.into_iter().map(|wrong| format!("{label}: {wrong}")));
@@ -154,11 +169,28 @@ async fn bench(options: &Options, command: String) -> anyhow::Result<ExitCode> {
             }
         }
     }
+    let mut scaled = Scaled::default();
+    if options.only.contains(&Group::Scale)
+        && let Err(e) = scale::measure(&mut bench, &mut scaled).await
+    {
+        eprintln!("scale: {e:#}");
+        scaled.wrong.push(format!("scale: {e:#}"));
+    }
+    wrong.append(&mut scaled.wrong);
+    let line = |(cell, samples): (Cell, _)| Line { group: cell.group, name: cell.name, at: None, samples };
+    let mut lines: Vec<Line> = results.into_iter().map(line).collect();
+    lines.append(&mut scaled.lines);
     let figure = |name: &str, figure| {
-        let (_, samples) = results.iter().find(|(cell, _)| cell.name == name)?;
-        spread(values(samples, figure)).map(|spread| spread.median)
+        let name = scaled.names.get(name).map_or(name, String::as_str);
+        let line = lines.iter().find(|line| line.name == name)?;
+        spread(values(&line.samples, figure)).map(|spread| spread.median)
     };
-    let goals = if options.quick { Vec::new() } else { figures::goals(figure) };
+    let mut goals = if options.quick { Vec::new() } else { figures::goals(figure) };
+    // What could not be measured is among what is wrong.
+    goals.retain(|goal| goal.reached.is_some());
+    if options.quick {
+        scaled.notes.insert(0, "quick: too small to measure; it shows that everything works".to_owned());
+    }
     let report = Report {
         goals,
         machine,
@@ -168,8 +200,8 @@ async fn bench(options: &Options, command: String) -> anyhow::Result<ExitCode> {
         command,
         date: date.replace_nanosecond(0)?.format(&Rfc3339)?,
         minutes: started.elapsed().as_secs_f64() / 60.0,
-        notes: bench.notes(options.quick),
-        cells: results,
+        notes: scaled.notes,
+        lines,
         wrong,
     };
     println!("{}", report.text());

@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    path::Path,
     process::{Child, Command, Stdio},
     sync::Arc,
     time::Duration,
@@ -80,7 +81,29 @@ pub(crate) fn start_function(
     Ok(Clients(vec![command.stdin(Stdio::null()).spawn().context("cannot start the function")?]))
 }
 
+/// Starts `retention run`: exports the events of mails that are older than so many seconds to this folder, and drops them.
+pub(crate) fn start_retention(database_url: &str, older_than: i64, export: &Path) -> anyhow::Result<Clients> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ses-ledger"));
+    command
+        .args(["retention", "run", "--json", "--retention-events", &format!("{older_than}s"), "--export"])
+        .arg(export);
+    command.env_clear().env("DATABASE_URL", database_url).stdin(Stdio::null()).stdout(Stdio::null());
+    Ok(Clients(vec![command.stderr(Stdio::null()).spawn().context("cannot start the retention")?]))
+}
+
 impl Clients {
+    /// Waits until all have ended by themselves.
+    ///
+    /// # Errors
+    /// If one of them ends with an error.
+    pub(crate) async fn ended(mut self) -> anyhow::Result<()> {
+        for mut client in self.0.drain(..) {
+            let status = tokio::task::spawn_blocking(move || client.wait()).await??;
+            ensure!(status.success(), "what was started beside the worker did not end well");
+        }
+        Ok(())
+    }
+
     pub(crate) fn pids(&self) -> Vec<u32> {
         self.0.iter().map(Child::id).collect()
     }

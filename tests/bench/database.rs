@@ -3,16 +3,16 @@
 use std::{collections::HashSet, env, path::Path, time::Duration};
 
 use anyhow::{Context as _, ensure};
-use futures_util::{TryStreamExt as _, future::try_join_all};
+use futures_util::TryStreamExt as _;
 use ses_ledger::{
     local::{
-        postgres::{LocalPostgres, LocalPostgresSettings},
+        postgres::{LocalPostgres, LocalPostgresSettings, StopMode},
         story::{LogRow, Step, Story},
     },
     postgres::{Postgres, PostgresSettings, migrations, sender},
 };
 use sqlx::{
-    AssertSqlSafe, Connection as _, Executor as _, PgConnection, PgPool,
+    AssertSqlSafe, Executor as _, PgPool,
     postgres::{PgPoolCopyExt as _, PgPoolOptions},
 };
 
@@ -129,6 +129,15 @@ impl Server {
         self.admin("CHECKPOINT").await
     }
 
+    /// Stops it and starts it again: what it held in its own memory is gone. Whoever is connected is cut off.
+    pub(crate) async fn restart(&mut self) -> anyhow::Result<()> {
+        self.checkpoint().await?;
+        self.local.stop(StopMode::Fast).await?;
+        self.local.start_again().await?;
+        self.postmaster = machine::pid_in(&self.local.data_dir().join("postmaster.pid"))?;
+        Ok(())
+    }
+
     pub(crate) async fn close(self) -> anyhow::Result<()> {
         self.admin.close().await;
         self.local.close().await
@@ -210,100 +219,7 @@ impl Database {
     }
 }
 
-/// A year of mails and their events over twelve monthly partitions, among them the log rows of these stories, each
-/// where its time puts it.
-pub(crate) async fn fill_logs(database: &Database, logs: u64, stories: &[Story]) -> anyhow::Result<()> {
-    let pool = &database.pool;
-    pool.execute(
-        "SELECT email_events_ensure_month(now() - make_interval(months => n)) FROM generate_series(0, 11) AS n",
-    )
-    .await?;
-    for story in stories {
-        write_logs(&database.postgres, story).await?;
-    }
-    let mut connection = PgConnection::connect(&database.url).await?;
-    // The triggers would only find that all is well.
-    connection.execute("SET session_replication_role = replica").await?;
-    connection.execute("CREATE TEMP TABLE of_stories AS SELECT * FROM email_logs; TRUNCATE email_logs CASCADE").await?;
-    sqlx::query(
-        "INSERT INTO email_logs (uuid, aws_message_id, sender, recipients, subject, template_name, campaign_id,
-           configuration_set, tags, sent_at, delivered_at, opened_at, open_count)
-         SELECT uuid, aws_message_id, sender, recipients, subject, template_name, campaign_id, configuration_set, tags,
-           sent_at, delivered_at, opened_at, open_count
-         FROM (
-           SELECT uuid, aws_message_id, sender, recipients, subject, template_name, campaign_id, configuration_set, tags,
-             sent_at, delivered_at, opened_at, open_count
-           FROM of_stories
-           UNION ALL
-           SELECT (substr(ms, 1, 8) || '-' || substr(ms, 9, 4) || '-7' || substr(gen_random_uuid()::text, 16))::uuid,
-             '0102' || ms || '-' || gen_random_uuid() || '-000000',
-             'Example Shop <orders@shop.example.com>', ARRAY['person' || n % 300000 || '@inbox.example'],
-             'Your order has been shipped', 'order-shipped', NULL, 'transactional', '{}'::jsonb,
-             at, at + interval '2 s', CASE WHEN n % 5 < 2 THEN at + interval '1 h' END, CASE WHEN n % 5 < 2 THEN 1 ELSE 0 END
-           FROM (SELECT n, at, lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') AS ms
-                 FROM (SELECT n, first + n * (now() - first) / $1 AS at
-                       FROM generate_series(0, $1 - 1) AS n,
-                         (SELECT date_trunc('month', now() - interval '11 months', 'UTC') AS first) AS f) AS t) AS m
-         ) AS logs
-         ORDER BY uuid",
-    )
-    .bind(logs as i64)
-    .execute(&mut connection)
-    .await
-    .context("cannot write a year of mails")?;
-    connection.close().await?;
-    Ok(())
-}
-
-/// So many events for each log that is not a story's, numbered from `from`; two months at a time.
-pub(crate) async fn fill_events(database: &Database, numbers: std::ops::Range<u64>) -> anyhow::Result<()> {
-    for months in [0..6, 6..12] {
-        try_join_all(months.step_by(3).map(|from| fill_months(database, from, numbers.clone()))).await?;
-    }
-    let mut connection = PgConnection::connect(&database.url).await?;
-    connection.execute("VACUUM (ANALYZE)").await.context("cannot vacuum")?;
-    connection.close().await?;
-    Ok(())
-}
-
-async fn fill_months(database: &Database, from: i32, numbers: std::ops::Range<u64>) -> anyhow::Result<()> {
-    let mut connection = PgConnection::connect(&database.url).await?;
-    connection.execute("SET session_replication_role = replica; SET synchronous_commit = off").await?;
-    for month in from..from + 3 {
-        // A send, a delivery, then opens and clicks in turns.
-        sqlx::query(
-            "INSERT INTO email_events (uuid, email_log_uuid, event_type, occurred_at, recipient, diagnostic, link, link_digest,
-               ip, user_agent, payload, queue, sqs_message_id, received_at)
-             SELECT (left(l.uuid::text, 14) || '7' || substr(gen_random_uuid()::text, 16))::uuid, l.uuid,
-               CASE WHEN n = 0 THEN 'send' WHEN n = 1 THEN 'delivery' WHEN n % 3 = 0 THEN 'click' ELSE 'open' END,
-               l.sent_at + make_interval(secs => n * 600), l.recipients[1],
-               CASE WHEN n = 1 THEN '250 2.0.0 OK: queued as 4A1B2C3D4E' END,
-               CASE WHEN n % 3 = 0 AND n > 1 THEN 'https://shop.example.com/go/' || n END,
-               CASE WHEN n % 3 = 0 AND n > 1 THEN md5(n::text)::uuid ELSE '00000000-0000-0000-0000-000000000000' END,
-               CASE WHEN n > 1 THEN '192.0.2.17' END,
-               CASE WHEN n > 1 THEN 'Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Thunderbird/128.5.0' END,
-               '{\"eventType\": \"Delivery\", \"mail\": {\"source\": \"orders@shop.example.com\", \"messageId\":
-                 \"0102019a00000000-2f6d0f4e-52f5-4c6d-9a50-0d5a4b0d1c2e-000000\", \"destination\": [\"person@inbox.example\"]},
-                 \"delivery\": {\"smtpResponse\": \"250 2.0.0 OK\", \"processingTimeMillis\": 1234}}'::jsonb,
-               'bench', 'a9c8e3f2-52f5-4c6d-9a50-0d5a4b0d1c2e', l.sent_at + make_interval(secs => n * 600 + 1)
-             FROM email_logs AS l CROSS JOIN generate_series($1, $2) AS n
-             WHERE l.sent_at IS NOT NULL
-               AND l.uuid >= ses_ledger_uuid_floor(date_trunc('month', now() - make_interval(months => $3), 'UTC'))
-               AND l.uuid < ses_ledger_uuid_floor(date_trunc('month', now() - make_interval(months => $3 - 1), 'UTC'))
-             ORDER BY l.uuid, n",
-        )
-        .bind(numbers.start as i64)
-        .bind(numbers.end as i64 - 1)
-        .bind(month)
-        .execute(&mut connection)
-        .await
-        .context("cannot write a month of events")?;
-    }
-    connection.close().await?;
-    Ok(())
-}
-
-async fn write_logs(postgres: &Postgres, story: &Story) -> anyhow::Result<()> {
+pub(crate) async fn write_logs(postgres: &Postgres, story: &Story) -> anyhow::Result<()> {
     let mut rows: Vec<LogRow> = Vec::new();
     for step in story.steps() {
         if let Step::WriteLog(row) = step {

@@ -34,6 +34,18 @@ pub(crate) enum Figure {
     /// From the start of a function until it asks for its first invocation, and that invocation, in ms.
     Start,
     First,
+    /// 95th percentile, in ms.
+    P95,
+    /// Bytes of write-ahead log per event, and of these the pages that are logged whole after a checkpoint.
+    Log,
+    LogOfPages,
+    /// In the unit that the line's name tells.
+    Value,
+    /// Of the rate alone, in percent; and of that time how much the other work took part, in percent.
+    Share,
+    Beside,
+    /// Rows that were emptied or dropped.
+    LetGo,
     /// Messages, or rows, that were measured.
     Messages,
     /// Messages that were handed out more than once.
@@ -62,7 +74,7 @@ pub(crate) struct Goal {
 }
 
 impl Figure {
-    pub(crate) const ALL: [Self; 19] = [
+    pub(crate) const ALL: [Self; 26] = [
         Self::EventsPerSecond,
         Self::ClientCpu,
         Self::DatabaseCpu,
@@ -79,6 +91,13 @@ impl Figure {
         Self::Payload,
         Self::Start,
         Self::First,
+        Self::P95,
+        Self::Log,
+        Self::LogOfPages,
+        Self::Value,
+        Self::Share,
+        Self::Beside,
+        Self::LetGo,
         Self::Messages,
         Self::Redelivered,
         Self::Others,
@@ -103,6 +122,13 @@ impl Figure {
             Self::Payload => "payload_bytes",
             Self::Start => "start_ms",
             Self::First => "first_invocation_ms",
+            Self::P95 => "p95_ms",
+            Self::Log => "wal_bytes_per_event",
+            Self::LogOfPages => "wal_full_page_bytes_per_event",
+            Self::Value => "value",
+            Self::Share => "percent_of_the_rate_alone",
+            Self::Beside => "percent_of_the_time_beside",
+            Self::LetGo => "rows_let_go",
             Self::Messages => "messages",
             Self::Redelivered => "redelivered",
             Self::Others => "cores_used_by_others",
@@ -161,6 +187,11 @@ pub(crate) fn goals(figure: impl Fn(&str, Figure) -> Option<f64>) -> Vec<Goal> {
         let found =
             found.map(|(small, large)| (format!("{:+.1} %", (large / small - 1.0) * 100.0), large >= 0.8 * small));
         add(&format!("rate at ten times the events within 20 %; {place}"), found);
+    }
+    for (cell, what) in [("beside emptying", "emptying payloads"), ("beside dropping", "exporting and dropping months")]
+    {
+        let found = figure(cell, Figure::Share).map(|share| (format!("{:+.1} %", share - 100.0), share > 90.0));
+        add(&format!("retention under load costs the worker less than 10 %; {what}"), found);
     }
     let polls = figure("idle", Figure::RequestsPerMinute);
     // A long poll takes 20 s.

@@ -23,7 +23,7 @@ use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
     client::{Clients, Kind},
-    database::{self, Database, Server},
+    database::{Database, Server},
     endpoint::{Answer, Conditions, Endpoint},
     figures::{Figure, Sample},
     function::Function,
@@ -47,8 +47,6 @@ pub(crate) struct Bench {
     stories: HashMap<Tale, Arc<Story>>,
     /// Rows as COPY takes them: columns and portions, by the number of rows in each.
     copies: HashMap<usize, (String, Vec<Vec<u8>>)>,
-    /// Which tables have grown already, and their size in GiB.
-    grown: HashMap<u64, f64>,
     /// Medians of what has been measured so far.
     pub(crate) rates: HashMap<String, f64>,
 }
@@ -68,33 +66,13 @@ impl Bench {
             effort,
             stories: HashMap::new(),
             copies: HashMap::new(),
-            grown: HashMap::new(),
             rates: HashMap::new(),
         })
     }
 
-    /// What belongs beside the figures.
-    pub(crate) fn notes(&self, quick: bool) -> Vec<String> {
-        let mut notes = Vec::new();
-        if quick {
-            notes.push("quick: too small to measure; it shows that everything works".to_owned());
-        }
-        let mut sizes: Vec<_> = self.grown.iter().collect();
-        sizes.sort_by_key(|(factor, _)| **factor);
-        for (factor, gib) in sizes {
-            let events = factor * self.effort.logs;
-            notes.push(format!(
-                "growth, {factor} x: {} logs, {events} events, 12 months, {gib:.1} GiB",
-                self.effort.logs
-            ));
-        }
-        notes
-    }
-
-    pub(crate) async fn measure(&mut self, cell: &Cell, round: usize) -> anyhow::Result<Measured> {
+    pub(crate) async fn measure(&mut self, cell: &Cell) -> anyhow::Result<Measured> {
         match &cell.what {
             What::Drain { kind, conditions, tale, ground } => self.drain(kind, *conditions, tale, *ground).await,
-            What::Grown { factor, all_months } => self.grown(*factor, *all_months, round).await,
             What::Store { tale } => self.store(tale).await,
             What::Copy { tale, rows_each } => self.copy(tale, *rows_each).await,
             What::Memory { backlog } => self.memory(*backlog).await,
@@ -133,68 +111,6 @@ impl Bench {
         }
         self.server.drop(database).await?;
         Ok(Measured { sample, wrong })
-    }
-
-    async fn grown(&mut self, factor: u64, all_months: bool, round: usize) -> anyhow::Result<Measured> {
-        self.grow().await?;
-        let tale = self.tale_for_growth(all_months, round);
-        let story = self.story(&tale);
-        let database = self.server.open(&format!("grown_{factor}")).await?;
-        self.endpoint.close(Conditions::Near)?;
-        let messages = self.endpoint.fill(&tale)?;
-        let kind = usual_worker(&self.effort);
-        let sample = self.empty_queue(&kind, &database, messages, story.truth.events).await?;
-        let wrong = count(&database, &story).await?;
-        database.close().await;
-        Ok(Measured { sample, wrong })
-    }
-
-    /// Fills the tables that grow, all with the same logs, among them those of the stories of every round.
-    async fn grow(&mut self) -> anyhow::Result<()> {
-        if !self.grown.is_empty() {
-            return Ok(());
-        }
-        let (logs, factors) = (self.effort.logs, self.effort.factors.clone());
-        // An event takes 0.9 KiB with its indexes; the log of changes takes 2 GiB.
-        database::check_room(logs * (1 + factors.iter().sum::<u64>()) + (3 << 20))?;
-        let rounds = 1..=self.effort.rounds;
-        let tales: Vec<Tale> = rounds.flat_map(|r| [false, true].map(|all| self.tale_for_growth(all, r))).collect();
-        let stories: Vec<Story> = tales.iter().map(Tale::tell).collect();
-        let started = Instant::now();
-        let mut there = 0;
-        let mut last: Option<String> = None;
-        for factor in factors {
-            let name = format!("grown_{factor}");
-            let database = match &last {
-                None => {
-                    let database = self.server.create(&name).await?;
-                    database::fill_logs(&database, logs, &stories).await?;
-                    database
-                }
-                Some(smaller) => self.server.copy_as(smaller, &name).await?,
-            };
-            database::fill_events(&database, there..factor).await?;
-            let rows = database.count("SELECT count(*) FROM email_events").await?;
-            ensure!(rows as u64 == logs * factor, "{name} holds {rows} events instead of {}", logs * factor);
-            let bytes = database.count("SELECT pg_database_size(current_database())").await?;
-            self.grown.insert(factor, bytes as f64 / (1_u64 << 30) as f64);
-            database.close().await;
-            eprintln!("  {rows} events on {logs} logs are there, {:.0} s", started.elapsed().as_secs_f64());
-            there = factor;
-            last = Some(name);
-        }
-        Ok(())
-    }
-
-    /// Mails of yesterday, or of the whole year in an order that has nothing to do with it.
-    fn tale_for_growth(&self, all_months: bool, round: usize) -> Tale {
-        let tale = tidy(&self.effort, self.effort.messages);
-        if !all_months {
-            return Tale { seed: 1_000 + round as u64, ..tale };
-        }
-        const DAYS: i64 = 300;
-        let (start, mails) = (self.effort.yesterday - DAYS * 86_400, tale.messages as i64 / 4);
-        Tale { seed: 2_000 + round as u64, start, gap: (DAYS * 86_400 / mails.max(1)) as u64, shuffled: true, ..tale }
     }
 
     async fn store(&mut self, tale: &Tale) -> anyhow::Result<Measured> {
@@ -378,7 +294,7 @@ impl Bench {
     }
 
     /// Starts who empties the queue, lets all begin at one moment, and reads the accounts when it is empty.
-    async fn empty_queue(
+    pub(crate) async fn empty_queue(
         &mut self,
         kind: &Kind,
         database: &Database,
@@ -452,7 +368,7 @@ impl Bench {
         Parts { clients: clients.pids(), postmaster: self.server.postmaster, endpoint: self.endpoint.pid() }
     }
 
-    fn story(&mut self, tale: &Tale) -> Arc<Story> {
+    pub(crate) fn story(&mut self, tale: &Tale) -> Arc<Story> {
         Arc::clone(self.stories.entry(*tale).or_insert_with(|| Arc::new(tale.tell())))
     }
 
@@ -474,7 +390,7 @@ impl Bench {
 }
 
 /// The worker as in every cell where nothing else is said. A short long poll lets it leave soon.
-fn usual_worker(effort: &Effort) -> Kind {
+pub(crate) fn usual_worker(effort: &Effort) -> Kind {
     Kind::Worker { processes: 1, settings: worker_settings(effort, &["--receive-wait=1s", "--shutdown-grace=30s"]) }
 }
 
@@ -499,7 +415,7 @@ fn sample_of_own(spent: &Spent, events: usize) -> Sample {
 }
 
 /// The events of a story, in batches as the worker makes them.
-fn batches(story: &Story) -> Vec<Vec<Arrival>> {
+pub(crate) fn batches(story: &Story) -> Vec<Vec<Arrival>> {
     let now = OffsetDateTime::now_utc();
     let settings = DecodeSettings::default();
     let mut arrivals = Vec::new();
@@ -559,7 +475,7 @@ async fn compare(postgres: &Postgres, story: &Story) -> anyhow::Result<Vec<Strin
 }
 
 /// Where tables hold more than the story, only the number of its rows.
-async fn count(database: &Database, story: &Story) -> anyhow::Result<Vec<String>> {
+pub(crate) async fn count(database: &Database, story: &Story) -> anyhow::Result<Vec<String>> {
     let (found, expected) = (database.events_of(story).await?, story.truth.rows.len());
     Ok(if found == expected as i64 { Vec::new() } else { vec![format!("{found} events instead of {expected}")] })
 }

@@ -12,10 +12,12 @@ pub(crate) struct Effort {
     pub(crate) rounds: usize,
     /// Messages of an ordinary cell.
     pub(crate) messages: usize,
-    /// Logs, and the smallest number of events, of the tables that grow.
-    pub(crate) logs: u64,
-    /// The tables hold so many times that many events.
-    pub(crate) factors: Vec<u64>,
+    /// How the tables grow.
+    pub(crate) steps: Vec<Step>,
+    /// How often each question is asked there.
+    pub(crate) calls: usize,
+    /// Messages of each backlog that retention runs beside, rounds of it, and events of each month that it drops.
+    pub(crate) beside: (usize, usize, u64),
     /// Messages that wait for the worker whose memory is measured.
     pub(crate) backlogs: [usize; 2],
     /// Seconds: how long the worker may work on the larger of them, half load, and with nothing to do.
@@ -37,8 +39,14 @@ impl Effort {
         Self {
             rounds: 3,
             messages: 40_000,
-            logs: 1_000_000,
-            factors: vec![1, 10],
+            steps: vec![
+                Step { events: 1_000_000, months: 12 },
+                Step { events: 1_000_000, months: 36 },
+                Step { events: 10_000_000, months: 36 },
+                Step { events: 30_000_000, months: 36 },
+            ],
+            calls: 200,
+            beside: (150_000, 4, 30_000),
             backlogs: [1_000, 1_000_000],
             working: 45,
             half_load: 8.0,
@@ -55,7 +63,13 @@ impl Effort {
         Self {
             rounds: 1,
             messages: 4_000,
-            logs: 20_000,
+            steps: vec![
+                Step { events: 20_000, months: 12 },
+                Step { events: 20_000, months: 36 },
+                Step { events: 80_000, months: 36 },
+            ],
+            calls: 10,
+            beside: (8_000, 1, 1_000),
             backlogs: [1_000, 10_000],
             working: 5,
             half_load: 1.0,
@@ -67,6 +81,13 @@ impl Effort {
     }
 }
 
+/// So many events over so many months. The next step adds what is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Step {
+    pub(crate) events: u64,
+    pub(crate) months: u32,
+}
+
 /// A part of the table that can be asked for alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Group {
@@ -76,11 +97,15 @@ pub(crate) enum Group {
     Processes,
     Pollers,
     Limits,
-    Growth,
     Latency,
     Memory,
     Idle,
     Lambda,
+    Scale,
+    ScaleTimes,
+    ScaleSizes,
+    ScaleUpkeep,
+    ScaleRetention,
 }
 
 /// One line of the table.
@@ -98,8 +123,6 @@ pub(crate) struct Cell {
 pub(crate) enum What {
     /// A full queue is emptied.
     Drain { kind: Kind, conditions: Conditions, tale: Tale, ground: Ground },
-    /// The worker empties it into tables that hold so many events for each of their logs.
-    Grown { factor: u64, all_months: bool },
     /// The statement that stores, with the same rows, and no queue.
     Store { tale: Tale },
     /// The same rows by COPY: so many in a transaction.
@@ -130,6 +153,7 @@ pub(crate) enum Ground {
 }
 
 impl Group {
+    /// Those of scale come together, by the name of the first.
     pub(crate) const ALL: [Self; 11] = [
         Self::Rate,
         Self::Mess,
@@ -137,11 +161,11 @@ impl Group {
         Self::Processes,
         Self::Pollers,
         Self::Limits,
-        Self::Growth,
         Self::Latency,
         Self::Memory,
         Self::Idle,
         Self::Lambda,
+        Self::Scale,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -152,11 +176,15 @@ impl Group {
             Self::Processes => "processes",
             Self::Pollers => "pollers",
             Self::Limits => "limits",
-            Self::Growth => "growth",
             Self::Latency => "latency",
             Self::Memory => "memory",
             Self::Idle => "idle",
             Self::Lambda => "lambda",
+            Self::Scale => "scale",
+            Self::ScaleTimes => "scale, questions",
+            Self::ScaleSizes => "scale, sizes",
+            Self::ScaleUpkeep => "scale, upkeep",
+            Self::ScaleRetention => "scale, retention",
         }
     }
 
@@ -168,11 +196,15 @@ impl Group {
             Self::Processes => "Worker processes",
             Self::Pollers => "Pollers in one worker process",
             Self::Limits => "The limits, and the usual practice",
-            Self::Growth => "How cost grows with the tables",
             Self::Latency => "How long it takes",
             Self::Memory => "Memory",
             Self::Idle => "With nothing to do",
             Self::Lambda => "As a Lambda function: messages in each invocation",
+            Self::Scale => "Years of data: what an event costs",
+            Self::ScaleTimes => "Years of data: how long a question takes, median / 95th percentile in ms",
+            Self::ScaleSizes => "Years of data: MiB per million rows",
+            Self::ScaleUpkeep => "Years of data: filling and cleaning",
+            Self::ScaleRetention => "Years of data: retention beside a full backlog",
         }
     }
 }
@@ -243,12 +275,6 @@ pub(crate) fn cells(effort: &Effort) -> Vec<Cell> {
         let what = What::Drain { kind: Kind::Naive, conditions, tale: naive, ground: Ground::Counted };
         add(Group::Limits, &format!("naive worker{suffix}"), false, what);
     }
-    for all_months in [false, true] {
-        for &factor in &effort.factors {
-            let name = format!("{factor} x, {}", if all_months { "all months" } else { "recent mails" });
-            add(Group::Growth, &name, false, What::Grown { factor, all_months });
-        }
-    }
     let (conditions, of) = (Conditions::Near, "tidy");
     add(Group::Latency, "half load", false, What::HalfLoad { conditions, of });
     let (conditions, of) = (Conditions::Far, "tidy, far");
@@ -264,6 +290,13 @@ pub(crate) fn cells(effort: &Effort) -> Vec<Cell> {
         add(Group::Lambda, &format!("{batch}"), false, What::Function { batch, tale });
     }
     cells
+}
+
+impl Step {
+    /// `10 M, 36 months`
+    pub(crate) fn label(&self) -> String {
+        format!("{} M, {} months", self.events as f64 / 1e6, self.months)
+    }
 }
 
 /// These settings, except where the caller of the benchmark wants others, and all of his.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     figures::{Figure, Goal, Sample, Spread, spread},
     machine::Machine,
-    plan::{Cell, Group},
+    plan::Group,
 };
 
 /// All that was found out.
@@ -20,18 +20,25 @@ pub(crate) struct Report {
     pub(crate) command: String,
     pub(crate) date: String,
     pub(crate) minutes: f64,
-    /// Cells with one sample for each round.
-    pub(crate) cells: Vec<(Cell, Vec<Sample>)>,
-    /// Sizes of the tables that grow, in GiB, by factor.
+    pub(crate) lines: Vec<Line>,
     pub(crate) notes: Vec<String>,
     pub(crate) goals: Vec<Goal>,
     pub(crate) wrong: Vec<String>,
 }
 
+/// A line of a table, with one sample for each round.
+pub(crate) struct Line {
+    pub(crate) group: Group,
+    pub(crate) name: String,
+    /// Where the same is measured in several places: in which. Each is a column.
+    pub(crate) at: Option<String>,
+    pub(crate) samples: Vec<Sample>,
+}
+
 /// A table, before it is known who reads it.
 struct Table {
     title: &'static str,
-    columns: Vec<&'static str>,
+    columns: Vec<String>,
     rows: Vec<Vec<String>>,
 }
 
@@ -69,7 +76,7 @@ impl Report {
 
     /// For programs: every sample of every figure.
     pub(crate) fn json(&self) -> Value {
-        let cells = self.cells.iter().map(|(cell, samples)| {
+        let cells = self.lines.iter().map(|Line { group, name, at, samples }| {
             let mut figures = BTreeMap::<&str, Value>::new();
             for figure in Figure::ALL {
                 let values: Vec<f64> = samples.iter().filter_map(|sample| sample.get(&figure)).copied().collect();
@@ -78,7 +85,7 @@ impl Report {
                     figures.insert(figure.name(), value);
                 }
             }
-            json!({ "group": cell.group.name(), "cell": cell.name, "figures": figures })
+            json!({ "group": group.name(), "cell": name, "at": at, "figures": figures })
         });
         let goals =
             self.goals.iter().map(|goal| json!({ "goal": goal.wanted, "found": goal.found, "reached": goal.reached }));
@@ -90,18 +97,22 @@ impl Report {
             "command": self.command,
             "date": self.date,
             "minutes": self.minutes,
+            "notes": self.notes,
             "cells": cells.collect::<Vec<_>>(),
             "goals": goals.collect::<Vec<_>>(),
             "wrong": self.wrong,
         })
     }
 
-    /// Replaces what stands in this file below the line that says so, or makes the file.
+    /// Replaces what an earlier run wrote into this file, or makes the file. Scale by itself has a place of its own there.
     pub(crate) fn write_markdown(&self, file: &Path) -> anyhow::Result<()> {
-        let old = fs::read_to_string(file).unwrap_or_default();
-        let above = old.split_once(MARK).map_or("# Results\n\n", |(above, _)| above);
-        fs::write(file, format!("{above}{MARK}\n\n{}", self.markdown()))
-            .with_context(|| format!("cannot write {}", file.display()))
+        let old = fs::read_to_string(file).unwrap_or_else(|_| "# Results\n\n".to_owned());
+        let is_scale = self.lines.iter().all(|line| line.group >= Group::Scale);
+        let (mark, next) = if is_scale { (SCALE_MARK, MARK) } else { (MARK, SCALE_MARK) };
+        let (above, below) = old.split_once(mark).unwrap_or((&old, ""));
+        let below = below.find(next).map_or("", |at| &below[at..]);
+        let text = format!("{above}{mark}\n\n{}\n{below}", self.markdown());
+        fs::write(file, text.trim_end().to_owned() + "\n").with_context(|| format!("cannot write {}", file.display()))
     }
 
     fn facts(&self) -> Vec<(&'static str, String)> {
@@ -143,20 +154,20 @@ impl Report {
     }
 
     fn samples(&self, figure: Figure) -> Vec<f64> {
-        self.cells.iter().flat_map(|(_, samples)| samples).filter_map(|sample| sample.get(&figure).copied()).collect()
+        self.lines.iter().flat_map(|line| &line.samples).filter_map(|sample| sample.get(&figure).copied()).collect()
     }
 
     fn tables(&self) -> Vec<Table> {
-        let mut groups: Vec<Group> = self.cells.iter().map(|(cell, _)| cell.group).collect();
+        let mut groups: Vec<Group> = self.lines.iter().map(|line| line.group).collect();
         groups.dedup();
-        groups.into_iter().map(|group| self.table(group)).collect()
+        let places = |group| self.lines.iter().any(|line| line.group == group && line.at.is_some());
+        groups.into_iter().map(|group| if places(group) { self.places(group) } else { self.table(group) }).collect()
     }
 
     fn table(&self, group: Group) -> Table {
         let columns = columns(group);
-        let rows = self.cells.iter().filter(|(cell, _)| cell.group == group).map(|(cell, samples)| {
-            let spread_of = |figure| spread(samples.iter().filter_map(|sample| sample.get(&figure).copied()));
-            let value = |&(_, figure, decimals): &Column| match spread_of(figure) {
+        let rows = self.lines.iter().filter(|line| line.group == group).map(|line| {
+            let value = |&(_, figure, decimals): &Column| match line.spread(figure) {
                 None => "-".to_owned(),
                 Some(Spread { median, least, most, n }) if figure == Figure::EventsPerSecond && n > 1 => {
                     format!("{} ({}-{})", number(median, 0), number(least, 0), number(most, 0))
@@ -164,11 +175,37 @@ impl Report {
                 Some(Spread { median, .. }) => number(median, decimals),
             };
             let values = columns.iter().map(value);
-            [cell.name.clone()].into_iter().chain(values).chain([samples.len().to_string()]).collect()
+            [line.name.clone()].into_iter().chain(values).chain([line.samples.len().to_string()]).collect()
         });
         let rows = rows.collect();
         let titles = columns.iter().map(|(title, ..)| *title);
-        Table { title: group.title(), columns: [""].into_iter().chain(titles).chain(["rounds"]).collect(), rows }
+        let columns = [""].into_iter().chain(titles).chain(["rounds"]).map(str::to_owned).collect();
+        Table { title: group.title(), columns, rows }
+    }
+
+    /// A column for each place, a row for each name.
+    fn places(&self, group: Group) -> Table {
+        let lines: Vec<&Line> = self.lines.iter().filter(|line| line.group == group).collect();
+        let (mut names, mut places): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
+        for line in &lines {
+            let place = line.at.as_deref().unwrap_or_default();
+            if !names.contains(&line.name.as_str()) {
+                names.push(&line.name);
+            }
+            if !places.contains(&place) {
+                places.push(place);
+            }
+        }
+        let value = |name: &str, place: &str| {
+            let line = lines.iter().find(|line| line.name == name && line.at.as_deref() == Some(place));
+            line.map_or_else(|| "-".to_owned(), |line| line.in_one_cell())
+        };
+        let rows = names.iter().map(|name| {
+            [(*name).to_owned()].into_iter().chain(places.iter().map(|place| value(name, place))).collect()
+        });
+        let rows = rows.collect();
+        let columns = [""].into_iter().chain(places.iter().copied()).map(str::to_owned).collect();
+        Table { title: group.title(), columns, rows }
     }
 
     fn goals_table(&self) -> Table {
@@ -180,20 +217,22 @@ impl Report {
             };
             vec![wanted.clone(), found.clone(), verdict.to_owned()]
         });
-        Table { title: "The goals", columns: vec!["goal", "found", ""], rows: rows.collect() }
+        Table { title: "The goals", columns: ["goal", "found", ""].map(str::to_owned).to_vec(), rows: rows.collect() }
     }
 }
 
-/// What is above it in a file is written by people.
-pub(crate) const MARK: &str = "<!-- Everything below is written by tests/bench/run --markdown -->";
+/// What stands below is written by the benchmark, up to the other mark or the end of the file.
+const MARK: &str = "<!-- Everything below is written by tests/bench/run --markdown -->";
+const SCALE_MARK: &str = "<!-- Everything below is written by tests/bench/run --only scale --markdown -->";
 
 /// What the words in the tables mean.
-fn explanations() -> [&'static str; 4] {
+fn explanations() -> [&'static str; 5] {
     [
         "Medians over the rounds, in brackets the least and the most. CPU in µs per event, as the",
         "operating system accounted it: user and system time of all processes of each part. far:",
         "10 to 15 ms for each request and 7.5 messages in a receive; else no latency and full receives.",
         "RSS: the peak of one worker process, in MiB. payload: bytes stored of an event, on average.",
+        "log: write-ahead log per event, right after a checkpoint, when pages are logged whole.",
     ]
 }
 
@@ -209,7 +248,7 @@ fn columns(group: Group) -> &'static [Column] {
             ("RSS", PeakMemory, 0),
             ("messages", Messages, 0),
         ],
-        Group::Rate | Group::Mess | Group::Processes | Group::Pollers | Group::Growth => &[
+        Group::Rate | Group::Mess | Group::Processes | Group::Pollers => &[
             ("events/s", EventsPerSecond, 0),
             ("worker", ClientCpu, 1),
             ("database", DatabaseCpu, 1),
@@ -251,6 +290,51 @@ fn columns(group: Group) -> &'static [Column] {
             ("RSS", PeakMemory, 0),
             ("messages", Messages, 0),
         ],
+        Group::Scale => &[
+            ("events/s", EventsPerSecond, 0),
+            ("worker", ClientCpu, 1),
+            ("database", DatabaseCpu, 1),
+            ("log, B", Log, 0),
+            ("of it whole pages, B", LogOfPages, 0),
+            ("messages", Messages, 0),
+        ],
+        Group::ScaleRetention => &[
+            ("events/s", EventsPerSecond, 0),
+            ("% of alone", Share, 1),
+            ("worker", ClientCpu, 1),
+            ("database", DatabaseCpu, 1),
+            ("rows let go", LetGo, 0),
+            ("of the time, %", Beside, 0),
+            ("messages", Messages, 0),
+        ],
+        // A column for each step.
+        Group::ScaleTimes | Group::ScaleSizes | Group::ScaleUpkeep => &[],
+    }
+}
+
+impl Line {
+    fn spread(&self, figure: Figure) -> Option<Spread> {
+        spread(self.samples.iter().filter_map(|sample| sample.get(&figure).copied()))
+    }
+
+    fn in_one_cell(&self) -> String {
+        let short = |value: f64| {
+            number(
+                value,
+                if value >= 99.95 {
+                    0
+                } else if value >= 9.995 {
+                    1
+                } else {
+                    2
+                },
+            )
+        };
+        match (self.spread(Figure::Median), self.spread(Figure::P95), self.spread(Figure::Value)) {
+            (Some(median), Some(p95), _) => format!("{} / {}", short(median.median), short(p95.median)),
+            (.., Some(value)) => short(value.median),
+            _ => "-".to_owned(),
+        }
     }
 }
 
@@ -261,9 +345,8 @@ impl Table {
             cells.chain([self.columns[column].chars().count()]).max().unwrap_or(0)
         };
         let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
-        let titles: Vec<String> = self.columns.iter().map(|&title| title.to_owned()).collect();
         let mut text = String::new();
-        for row in [&titles].into_iter().chain(&self.rows) {
+        for row in [&self.columns].into_iter().chain(&self.rows) {
             let line: String = row
                 .iter()
                 .zip(&widths)
@@ -281,15 +364,14 @@ impl Table {
 
     fn markdown(&self) -> String {
         let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
-        let titles: Vec<String> = self.columns.iter().map(|&title| title.to_owned()).collect();
         let ruler = |n: usize| if n == 0 || self.is_prose() { "---" } else { "--:" }.to_owned();
-        let rulers: Vec<String> = (0..titles.len()).map(ruler).collect();
+        let rulers: Vec<String> = (0..self.columns.len()).map(ruler).collect();
         let rows: String = self.rows.iter().map(|row| line(row)).collect();
-        line(&titles) + &line(&rulers) + &rows
+        line(&self.columns) + &line(&rulers) + &rows
     }
 
     fn is_prose(&self) -> bool {
-        self.columns.contains(&"goal")
+        self.columns.iter().any(|title| title == "goal")
     }
 }
 
