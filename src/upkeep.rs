@@ -37,8 +37,6 @@ const SLICE: u32 = 1_000;
 const BEAT: Duration = Duration::from_secs(5);
 const GOODBYE: Duration = Duration::from_millis(500);
 const REST: u32 = 9;
-/// The same for the figures: these have to keep up with who stores.
-const FIGURES_REST: u32 = 3;
 
 /// What to do how often.
 #[derive(Clone, Debug)]
@@ -234,9 +232,10 @@ async fn count_figures(
     until: Instant,
 ) -> anyhow::Result<bool> {
     let rollup = Rollup { tags: Some(tags), ..Rollup::default() };
-    let step = rollup.run(postgres, until, FIGURES_REST, |_| {}).await?;
-    // Whoever counted.
+    let outcome = rollup.run(postgres, until, rollup::REST, |_| {}).await;
+    // Whoever counted, and also if nobody could: that is what has to be seen.
     metrics.figures_lag_seconds.set(rollup::position(postgres).await?.behind_seconds as i64);
+    let step = outcome?;
     if step == Some(Step::ClockBehind) {
         warn!(
             "the figures are not counted on: the database's clock was set back. When it has caught up, \

@@ -112,7 +112,7 @@ impl Metrics {
     }
 
     /// The gauges that come of looking into the database.
-    fn waiting_rooms(&self) -> [Figure; 6] {
+    fn waiting_rooms(&self) -> [Figure; 7] {
         [
             ("Orphans", "Count", self.orphans.get().unsigned_abs()),
             ("OldestOrphanAge", "Seconds", self.oldest_orphan_age_seconds.get().unsigned_abs()),
@@ -120,6 +120,7 @@ impl Metrics {
             ("MonthsAhead", "Count", self.months_ahead.get().unsigned_abs()),
             ("EmptyingAge", "Seconds", self.emptying_age_seconds.get().unsigned_abs()),
             ("RetentionAge", "Seconds", self.retention_age_seconds.get().unsigned_abs()),
+            ("FiguresLag", "Seconds", self.figures_lag_seconds.get().unsigned_abs()),
         ]
     }
 }
@@ -172,6 +173,6 @@ mod tests {
             line.as_object().into_iter().flatten().filter(|(name, _)| !["_aws", "Service"].contains(&name.as_str()));
         let values: Vec<&str> = values.map(|(name, _)| name.as_str()).collect();
         assert_eq!(announced, values);
-        assert_eq!(values.len(), 29);
+        assert_eq!(values.len(), 30);
     }
 }

@@ -27,6 +27,8 @@ const SMALLEST: i64 = 100;
 /// How long to wait for transactions that may be storing, before it is left to the next round.
 const WRITERS: Duration = Duration::from_secs(3);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// So many times as long as it worked it rests where others store: it has to keep up with them, and not to be in their way.
+pub const REST: u32 = 3;
 /// How long to count before events are removed.
 const CATCH_UP: Duration = Duration::from_secs(3600);
 /// Lines of a difference that are told one by one.
@@ -309,10 +311,10 @@ pub async fn safe_until(postgres: &Postgres, margin: Duration) -> anyhow::Result
 pub async fn catch_up(postgres: &Postgres) -> anyhow::Result<()> {
     let now = sqlx::query_scalar("SELECT clock_timestamp()");
     let now: OffsetDateTime = postgres.patiently(now.fetch_one(postgres)).await.context("cannot ask for the time")?;
-    let rollup = Rollup { margin: Duration::ZERO, slice: SLICE / 10, ..Rollup::default() };
+    let rollup = Rollup { margin: Duration::ZERO, ..Rollup::default() };
     let patience = Instant::now() + CATCH_UP;
     while position(postgres).await?.counted_until < now {
-        match rollup.run(postgres, patience, 0, |_| {}).await? {
+        match rollup.run(postgres, patience, REST, |_| {}).await? {
             // Left half done by who removes events: it is at it again.
             Some(Step::MonthInTransit) => break,
             Some(Step::Counted { .. }) => {}

@@ -107,6 +107,7 @@ fn nothing_that_operators_look_for_is_missing() {
         "retention_runs_total",
         "retention_age_seconds",
         "emptying_age_seconds",
+        "figures_lag_seconds",
         "retention_emptied_total",
         "events_expired_total",
         "pollers_replaced_total",

@@ -64,6 +64,7 @@ pub(super) const OURS: &[(&str, &str)] = &[
     ("MonthsAhead", "Maximum"),
     ("EmptyingAge", "Maximum"),
     ("RetentionAge", "Maximum"),
+    ("FiguresLag", "Maximum"),
 ];
 
 /// Words of metric math that are no ids.
