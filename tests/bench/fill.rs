@@ -110,6 +110,8 @@ impl Filling {
         let left = database.count(left).await?;
         ensure!(left == 0, "{left} log rows of the stories lie in no month that is filled");
         database.pool.execute("DROP SCHEMA staged CASCADE").await?;
+        // As if workers had counted the figures all along: else those that are measured would do so.
+        database.pool.execute("UPDATE ses_ledger_figures SET counted_until = now()").await?;
         Ok(one + other)
     }
 

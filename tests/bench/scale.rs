@@ -369,7 +369,7 @@ impl At<'_> {
         .await?;
         self.ask("orphans in groups", calls / 10, async |_| stuck::orphan_groups(&postgres).await.map(drop)).await?;
         for (name, from, to) in [
-            ("figures by day of a week", first + time::Duration::days(14), first + time::Duration::days(21)),
+            ("figures by day of a week", first, first + time::Duration::days(7)),
             ("figures by day of a month", first, this),
         ] {
             let dimension = figures::Dimension::Day;
