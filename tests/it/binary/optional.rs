@@ -10,7 +10,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{Ended, PATIENCE, end_of, ses_ledger};
+use super::{Ended, PATIENCE, end_of, ses_ledger, until};
 use crate::{
     database::{self, Database},
     roles::login,
@@ -259,6 +259,13 @@ async fn open_transaction(database: &Database) -> (sqlx::Transaction<'static, sq
     (open, pid)
 }
 
+/// In this database: other tests build as well.
+async fn is_building(database: &Database) -> bool {
+    let building = "SELECT count(*) FROM pg_stat_activity
+                    WHERE datname = current_database() AND state = 'active' AND query LIKE 'CREATE INDEX CONC%'";
+    database.number(building).await > 0
+}
+
 #[tokio::test]
 async fn writers_go_on_while_an_index_is_built_and_it_says_what_it_waits_for() {
     let database = database::fresh().await;
@@ -296,11 +303,7 @@ async fn a_build_that_was_killed_is_told_of_and_built_anew() {
     building.waits_for(pid).await;
     building.child.kill().await.expect("it runs");
     // The server notices by itself that nobody waits for it any more.
-    let deadline = Instant::now() + PATIENCE;
-    while database.number("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONC%'").await > 0 {
-        assert!(Instant::now() < deadline, "the build goes on for nobody");
-        sleep(Duration::from_millis(50)).await;
-    }
+    until("the build ends for want of anybody", async || !is_building(&database).await).await;
     open.commit().await.expect("it is connected");
     let left = report(&database, &["--optional"]).await;
     assert_eq!(named(&left, "unfinished"), ["email_logs_by_template"]);
@@ -337,12 +340,7 @@ async fn an_interrupted_build_stops_at_once_and_goes_on_where_it_was() {
     let mut building = Building::start(&database, &["--with=search"]);
     building.waits_for(pid).await;
     building.interrupted().await;
-    assert_eq!(
-        database
-            .number("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONC%' AND state = 'active'")
-            .await,
-        0
-    );
+    until("the build ends with who asked for it", async || !is_building(&database).await).await;
     open.commit().await.expect("it is connected");
 
     let report = report(&database, &["--with=search"]).await;
