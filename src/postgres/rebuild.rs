@@ -7,7 +7,7 @@
 //!
 //! That is enough where a mail learns something. Where something is taken away, or told of later, it is not: a statement that
 //! is under way may just have seen that its event adds nothing to the mail. So there nobody stores for the few milliseconds
-//! that it takes, see [`LOCK_OUT`].
+//! that it takes, see `LOCK_OUT`.
 
 use std::{cmp::Ordering, time::Duration};
 
