@@ -8,7 +8,11 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _, postgres::PgR
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
-use super::{letting_go::Owner, rollup, session::Session};
+use super::{
+    letting_go::{Owner, is_in_the_way},
+    rollup,
+    session::Session,
+};
 use crate::{
     erasure::{Named, Person},
     event::{Address, MessageId},
@@ -260,7 +264,6 @@ impl Erasure {
         let (last, changed, read) = loop {
             tries += 1;
             match self.try_step(owner.connection(), person).await {
-                // 23505: somebody stored the same row meanwhile. 40P01, 55P03: or is in the way.
                 Err(e) if tries < TRIES && is_passing(&e) => {}
                 answer => break answer.with_context(|| format!("cannot erase from the {}", stage.as_str()))?,
             }
@@ -394,9 +397,10 @@ async fn read(
         .await
 }
 
+/// Somebody is in the way, or stored the same row meanwhile.
 fn is_passing(error: &anyhow::Error) -> bool {
-    let error = error.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
-    error.and_then(|e| e.code()).is_some_and(|code| ["23505", "40P01", "55P03"].contains(&&*code))
+    let Some(error) = error.downcast_ref::<sqlx::Error>() else { return false };
+    is_in_the_way(error) || error.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation)
 }
 
 /// What is to be changed in one row.

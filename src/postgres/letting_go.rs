@@ -470,8 +470,7 @@ impl Owner {
             };
             let code = failed.as_database_error().and_then(|e| e.code()).unwrap_or_default();
             let is_half_detached = code == "55000" && statement.ends_with("CONCURRENTLY");
-            // 55P03: lock not available, 40P01: deadlock.
-            if tries == TRIES || !(code == "55P03" || code == "40P01" || is_half_detached) {
+            if tries == TRIES || !(is_in_the_way(&failed) || is_half_detached) {
                 return Err(failed);
             }
             // Given up while it waited for old transactions, it is detached by half already.
@@ -702,4 +701,10 @@ pub async fn past(postgres: &Postgres) -> anyhow::Result<Past> {
         logs_from: whole.try_get("logs_from")?,
         unfinished_run: whole.try_get("unfinished")?,
     })
+}
+
+/// Somebody has a lock that was not to be had in time (55P03), or waited for one of ours (40P01: a deadlock). It passes.
+pub(super) fn is_in_the_way(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|e| e.code());
+    code.is_some_and(|code| ["55P03", "40P01"].contains(&&*code))
 }

@@ -18,7 +18,10 @@ use time::OffsetDateTime;
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::{Postgres, letting_go::Owner};
+use super::{
+    Postgres,
+    letting_go::{Owner, is_in_the_way},
+};
 
 /// Mails to look at in one statement, and to change in one transaction.
 const BATCH: i64 = 5_000;
@@ -309,7 +312,7 @@ async fn change(
         match try_change(connection, statements, scope, run, mails, before, locks_out).await {
             Ok(Some(changed)) => return Ok(changed),
             Ok(None) => locks_out = true,
-            Err(e) if tries < TRIES && is_passing(&e) => {
+            Err(e) if tries < TRIES && is_in_the_way(&e) => {
                 tries += 1;
                 sleep(BETWEEN).await;
             }
@@ -352,12 +355,6 @@ async fn try_change(
     query.execute(&mut *transaction).await?;
     transaction.commit().await?;
     Ok(Some(changed))
-}
-
-/// Somebody was in the way for a moment: a deadlock, or a lock that was not to be had in time.
-fn is_passing(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|e| e.code());
-    code.is_some_and(|code| ["40P01", "55P03"].contains(&&*code))
 }
 
 async fn about(connection: &mut PgConnection, scope: &Scope) -> Result<Option<u64>, sqlx::Error> {
