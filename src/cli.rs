@@ -572,6 +572,17 @@ impl DatabaseArgs {
         PostgresSettings { read_only: true, ..self.settings() }
     }
 
+    /// For work that holds a lock of its session: so nobody else does the same meanwhile.
+    pub(crate) fn check_own_session(&self, what: &str) -> Result<(), String> {
+        match self.database_pooler {
+            Pooler::None => Ok(()),
+            Pooler::Transaction => Err(format!(
+                "{what} needs a session of its own, which DATABASE_POOLER=transaction does not give: name the server itself \
+                 in DATABASE_URL, and leave out DATABASE_POOLER"
+            )),
+        }
+    }
+
     pub(crate) fn check(&self) -> Result<(), String> {
         let settings = self.settings();
         match (&settings.url, &settings.secret) {

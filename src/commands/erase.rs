@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    io::{self, Write as _},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -10,11 +9,12 @@ use std::{
 use clap::Args;
 use serde_json::json;
 
+use super::{ask, screen::say};
 use crate::{
-    cli::{DatabaseArgs, EXIT_UNAVAILABLE, EXIT_USAGE},
+    cli::{DatabaseArgs, EXIT_USAGE},
     erasure::Person,
     postgres::{
-        Pooler, Postgres, PostgresSettings,
+        PostgresSettings,
         erasure::{self, Erasure, ErasureReceipt, Found},
         letting_go::Owner,
     },
@@ -48,14 +48,7 @@ pub struct EraseArgs {
 impl EraseArgs {
     pub(crate) fn check(&self) -> Result<(), String> {
         self.database.check()?;
-        match self.database.database_pooler {
-            Pooler::None => Ok(()),
-            Pooler::Transaction => {
-                Err("erasing needs a session of its own, which DATABASE_POOLER=transaction does not give: \
-                                        name the server itself in DATABASE_URL, and leave out DATABASE_POOLER"
-                    .to_owned())
-            }
-        }
+        self.database.check_own_session("erasing")
     }
 }
 
@@ -65,11 +58,10 @@ impl EraseArgs {
 /// If the database cannot be read or changed. What was erased until then stays erased.
 pub async fn run(args: EraseArgs) -> anyhow::Result<ExitCode> {
     let settings = PostgresSettings { statement_timeout: Duration::ZERO, ..args.database.settings() };
-    let postgres = Postgres::new(&settings)?;
-    if let Err(e) = postgres.try_connect().await {
-        eprintln!("error: {e}");
-        return Ok(ExitCode::from(EXIT_UNAVAILABLE));
-    }
+    let postgres = match ask::connect(&settings).await {
+        Ok(postgres) => postgres,
+        Err(code) => return Ok(code),
+    };
     let mut owner = if args.yes { Owner::begin(&postgres).await? } else { Owner::look(&postgres).await? };
     let Some(bare) = Person::parse(&args.address, "") else {
         eprintln!("error: this is no address: write it like ana@example.net");
@@ -77,21 +69,20 @@ pub async fn run(args: EraseArgs) -> anyhow::Result<ExitCode> {
     };
     let name = erasure::name_of(&mut owner, bare.address()).await?;
     let Some(person) = Person::parse(&args.address, &name) else { return Ok(ExitCode::from(EXIT_USAGE)) };
-    let mut out = io::stdout().lock();
     if !args.yes {
         let mut progress = Progress::begin(&mut owner).await?;
         let found = erasure::look(&mut owner, &person, |stage, seen| progress.tell(stage, seen)).await?;
         match args.json {
-            true => writeln!(out, "{}", json!({"name": name, "rows": found}))?,
-            false => write!(out, "{}", shown(&found, "would change"))?,
+            true => ask::print_json(&json!({"name": name, "rows": found}))?,
+            false => say!("{}", shown(&found, "would change").trim_end()),
         }
         return Ok(if found.total() == 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS });
     }
     let receipt = erase(&mut owner, &person, &name).await?;
     owner.end().await;
     match args.json {
-        true => writeln!(out, "{}", serde_json::to_string(&receipt)?)?,
-        false => write!(out, "{}", receipted(&receipt))?,
+        true => ask::print_json(&receipt)?,
+        false => say!("{}", receipted(&receipt).trim_end()),
     }
     Ok(if receipt.rows.total() == 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

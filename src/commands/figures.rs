@@ -1,7 +1,8 @@
 //! `ses-ledger figures`: what is counted already; counting it on now; counting it anew.
 
 use std::{
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, IsTerminal as _},
+    ops::RangeInclusive,
     process::ExitCode,
     time::Duration,
 };
@@ -13,12 +14,13 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     ask::{connect, print_json, reader},
+    removal::is_wanted,
     screen::say,
 };
 use crate::{
     cli::{DatabaseArgs, figures_tag},
     postgres::{
-        Pooler, PostgresSettings,
+        PostgresSettings,
         rollup::{
             self, Difference, Example, MonthDifference, Position, Rollup, Step,
             lines::{Asked, Line, Lines, lines},
@@ -114,14 +116,10 @@ impl FiguresArgs {
                 "--name (figures) needs --by template, campaign, configuration-set, domain or tag:NAME".to_owned()
             );
         }
-        if matches!(self.what, Some(What::Rebuild(_))) && self.database.database_pooler == Pooler::Transaction {
-            return Err(
-                "counting anew needs a session of its own, which DATABASE_POOLER=transaction does not give: name the \
-                        server itself in DATABASE_URL, and leave out DATABASE_POOLER"
-                    .to_owned(),
-            );
+        match self.what {
+            Some(What::Rebuild(_)) => self.database.check_own_session("counting anew"),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -155,7 +153,7 @@ async fn show(args: &FiguresArgs) -> anyhow::Result<ExitCode> {
     if args.json {
         print_json(&json!({"figures": found, "counted": position}))?;
     } else if args.csv {
-        say!("{}", as_csv(&found)?.trim_end());
+        say!("{}", as_csv(&found)?);
     } else {
         say!("{}", shown(&found, by_day, &position).trim_end());
     }
@@ -197,53 +195,48 @@ fn until(position: &Position) -> String {
 /// Of the recipients of whom the end is known: how many got it, and from how many it came back for good. Of those who got it:
 /// who complained. Of the mails that were sent: which were opened and clicked.
 fn row(key: &str, line: &Line) -> String {
-    let number = |count: i64| count.max(0) as u64;
-    let ended = number(line.deliveries + line.bounces_permanent + line.bounces_undetermined);
+    let ended = count(line.deliveries + line.bounces_permanent + line.bounces_undetermined);
     let of_sent =
-        |part: Option<i64>| part.map_or_else(|| "-".to_owned(), |part| percent(number(part), number(line.sends)));
+        |part: Option<i64>| part.map_or_else(|| "-".to_owned(), |part| percent(count(part), count(line.sends)));
     format!(
         "{key:<18} {:>10} {:>10} {:>7} {:>7} {:>7} {:>7} {:>7}\n",
-        grouped(number(line.sends)),
-        grouped(number(line.deliveries)),
-        percent(number(line.deliveries), ended),
-        percent(number(line.bounces_permanent), ended),
-        percent(number(line.complaints), number(line.deliveries)),
+        grouped(count(line.sends)),
+        grouped(count(line.deliveries)),
+        percent(count(line.deliveries), ended),
+        percent(count(line.bounces_permanent), ended),
+        percent(count(line.complaints), count(line.deliveries)),
         of_sent(line.opened),
         of_sent(line.clicked),
     )
 }
 
-/// The names of the columns are those of JSON, which stand in the order of the struct.
+/// As in JSON. The sum is left out: a spreadsheet makes its own.
+const COLUMNS: [&str; 17] = [
+    "key",
+    "sends",
+    "deliveries",
+    "delays",
+    "bounces_permanent",
+    "bounces_transient",
+    "bounces_undetermined",
+    "suppressed",
+    "complaints",
+    "rejects",
+    "failures",
+    "opens",
+    "clicks",
+    "opens_by_bots",
+    "clicks_by_bots",
+    "opened",
+    "clicked",
+];
+
 fn as_csv(found: &Lines) -> anyhow::Result<String> {
-    let mut text = String::new();
-    for (n, line) in std::iter::once(&found.total).chain(&found.lines).enumerate() {
-        let serde_json::Value::Object(fields) = serde_json::to_value(line)? else { continue };
-        let columns = [
-            "key",
-            "sends",
-            "deliveries",
-            "delays",
-            "bounces_permanent",
-            "bounces_transient",
-            "bounces_undetermined",
-            "suppressed",
-            "complaints",
-            "rejects",
-            "failures",
-            "opens",
-            "clicks",
-            "opens_by_bots",
-            "clicks_by_bots",
-            "opened",
-            "clicked",
-        ];
-        let cells: Vec<String> = match n {
-            // The sum is left out: a spreadsheet makes its own.
-            0 => columns.iter().map(ToString::to_string).collect(),
-            _ => columns.iter().map(|name| cell(&fields[*name])).collect(),
-        };
-        text += &cells.join(",");
-        text.push('\n');
+    let mut text = COLUMNS.join(",");
+    for line in &found.lines {
+        let line = serde_json::to_value(line)?;
+        let cells: Vec<String> = COLUMNS.iter().map(|name| cell(&line[*name])).collect();
+        text += &format!("\n{}", cells.join(","));
     }
     Ok(text)
 }
@@ -313,8 +306,7 @@ async fn rebuild(args: &FiguresArgs, wanted: &RebuildArgs) -> anyhow::Result<Exi
         Ok(postgres) => postgres,
         Err(code) => return Ok(code),
     };
-    let first = wanted.from.unwrap_or(Date::MIN);
-    let months = (wanted.from.is_some() || wanted.to.is_some()).then(|| first..=wanted.to.unwrap_or(Date::MAX));
+    let months = months(wanted.from, wanted.to);
     let tags = wanted.tags.as_deref();
     let tell = |month: &MonthDifference| {
         eprintln!(
@@ -328,7 +320,7 @@ async fn rebuild(args: &FiguresArgs, wanted: &RebuildArgs) -> anyhow::Result<Exi
     if !args.json {
         say!("{}", differing(&seen).trim_end());
     }
-    if seen.lines() == 0 || !(wanted.yes || !wanted.dry_run && asks_and_may()?) {
+    if seen.lines() == 0 || !(wanted.yes || !wanted.dry_run && is_agreed()) {
         if args.json {
             print_json(&seen)?;
         }
@@ -344,16 +336,14 @@ async fn rebuild(args: &FiguresArgs, wanted: &RebuildArgs) -> anyhow::Result<Exi
 }
 
 /// Whether somebody is there and says yes.
-fn asks_and_may() -> anyhow::Result<bool> {
-    if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
-        eprintln!("Nothing was changed. To mend it: add --yes");
-        return Ok(false);
+fn is_agreed() -> bool {
+    if io::stdout().is_terminal()
+        && let Ok(agreed) = is_wanted("Mend it?", false)
+    {
+        return agreed;
     }
-    eprint!("Mend it? [y/N] ");
-    io::stderr().flush()?;
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer)?;
-    Ok(answer.trim().eq_ignore_ascii_case("y"))
+    eprintln!("Nothing was changed. To mend it: add --yes");
+    false
 }
 
 pub(super) fn differing(difference: &Difference) -> String {
@@ -391,6 +381,11 @@ fn month_name(month: Date) -> String {
 fn day(text: &str) -> Result<Date, String> {
     Date::parse(text, format_description!("[year]-[month]-[day]"))
         .map_err(|_| format!("{text:?} is no day: write 2026-11-21"))
+}
+
+/// First days of the first and of the last month. `None`: all.
+pub(super) fn months(from: Option<Date>, to: Option<Date>) -> Option<RangeInclusive<Date>> {
+    (from.is_some() || to.is_some()).then(|| from.unwrap_or(Date::MIN)..=to.unwrap_or(Date::MAX))
 }
 
 pub(super) fn month(text: &str) -> Result<Date, String> {

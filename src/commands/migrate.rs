@@ -16,7 +16,7 @@ use super::{
 use crate::{
     cli::{DatabaseArgs, EXIT_UNAVAILABLE, EXIT_USAGE},
     postgres::{
-        Pooler, Postgres, PostgresSettings,
+        Postgres, PostgresSettings,
         migrations::{self, Migration, State},
         optional::{self, Blocker, Builder, Optional, Progress, Set},
         schema::{self, Finding, Severity},
@@ -86,14 +86,10 @@ impl MigrateArgs {
         if self.with.iter().any(|set| self.without.contains(set)) {
             return Err("one set is named by --with and by --without: which is meant?".to_owned());
         }
-        // Whoever migrates holds a lock of his session, so that nobody else does meanwhile.
         let changes = matches!(self.what, Some(What::Up | What::Down { .. })) || of_indexes;
-        if changes && self.database.database_pooler == Pooler::Transaction {
-            return Err(
-                "a migration needs a session of its own, which DATABASE_POOLER=transaction does not give: name the server \
-                 itself in DATABASE_URL, and leave out DATABASE_POOLER (RDS Proxy also gives a session to those that need one)"
-                    .to_owned(),
-            );
+        if changes {
+            let proxy = |e| format!("{e} (RDS Proxy also gives a session to those that need one)");
+            self.database.check_own_session("a migration").map_err(proxy)?;
         }
         Ok(())
     }

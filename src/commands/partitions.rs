@@ -1,17 +1,15 @@
 //! `ses-ledger partitions`: the months of the events, ahead of time and as they are.
 
-use std::{
-    io::{self, Write as _},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::{ask, screen::say};
 use crate::{
-    cli::{DatabaseArgs, EXIT_UNAVAILABLE},
+    cli::DatabaseArgs,
     postgres::{
-        Postgres, PostgresSettings,
+        PostgresSettings,
         letting_go::{self, Partition},
     },
     readable::{grouped, weight},
@@ -52,29 +50,24 @@ enum What {
 /// If the database cannot be asked.
 pub async fn run(args: PartitionsArgs) -> anyhow::Result<ExitCode> {
     let settings = PostgresSettings { read_only: matches!(args.what, What::List), ..args.database.settings() };
-    let postgres = Postgres::new(&settings)?;
-    if let Err(e) = postgres.try_connect().await {
-        eprintln!("error: {e}");
-        return Ok(ExitCode::from(EXIT_UNAVAILABLE));
-    }
-    let mut out = io::stdout().lock();
+    let postgres = match ask::connect(&settings).await {
+        Ok(postgres) => postgres,
+        Err(code) => return Ok(code),
+    };
     match args.what {
         What::Ensure { months } => {
             let made = postgres.ensure_partitions(months).await?;
             let ahead = letting_go::months_ahead(&postgres).await?;
-            match args.json {
-                true => writeln!(out, "{}", json!({"made": made, "months_ahead": ahead}))?,
-                false => writeln!(out, "Made {made} partitions; {ahead} months ahead are ready.")?,
-            }
-            Ok(ExitCode::SUCCESS)
+            ask::print(args.json, &json!({"made": made, "months_ahead": ahead}), || {
+                say!("Made {made} partitions; {ahead} months ahead are ready.");
+            })
         }
         What::List => {
             let all = letting_go::partitions(&postgres).await?;
             let ahead = letting_go::months_ahead(&postgres).await?;
-            match args.json {
-                true => writeln!(out, "{}", json!({"partitions": all, "months_ahead": ahead}))?,
-                false => write!(out, "{}", listed(&all, ahead))?,
-            }
+            ask::print(args.json, &json!({"partitions": all, "months_ahead": ahead}), || {
+                say!("{}", listed(&all, ahead).trim_end());
+            })?;
             Ok(if ahead < FEWEST { ExitCode::FAILURE } else { ExitCode::SUCCESS })
         }
     }

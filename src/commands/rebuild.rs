@@ -13,14 +13,14 @@ use uuid::Uuid;
 
 use super::{
     ask,
-    figures::{differing, month},
+    figures::{differing, month, months},
     removal::is_wanted,
     screen::{Screen, grouped, wrapped},
 };
 use crate::{
     cli::DatabaseArgs,
     postgres::{
-        Pooler, Postgres, Trouble,
+        Postgres, Trouble,
         letting_go::Owner,
         rebuild::{self, Change, Difference, Looked, Progress, Scope},
         rollup, trouble,
@@ -77,13 +77,7 @@ pub struct RebuildArgs {
 impl RebuildArgs {
     pub(crate) fn check(&self) -> Result<(), String> {
         self.database.check()?;
-        if self.database.database_pooler == Pooler::Transaction {
-            return Err(
-                "rebuilding needs a session of its own, which DATABASE_POOLER=transaction does not give: name the \
-                        server itself in DATABASE_URL, and leave out DATABASE_POOLER"
-                    .to_owned(),
-            );
-        }
+        self.database.check_own_session("rebuilding")?;
         match (self.from, self.to) {
             (Some(from), Some(to)) if to < from => Err("--to has to be the month of --from, or a later one".to_owned()),
             _ => Ok(()),
@@ -98,8 +92,7 @@ impl RebuildArgs {
 
     /// First days of the first and of the last month.
     fn months(&self) -> Option<RangeInclusive<Date>> {
-        let (from, to) = (self.from.unwrap_or(Date::MIN), self.to.unwrap_or(Date::MAX));
-        (self.from.is_some() || self.to.is_some()).then_some(from..=to)
+        months(self.from, self.to)
     }
 }
 

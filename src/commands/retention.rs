@@ -1,18 +1,14 @@
 //! `ses-ledger retention`: lets go of what is too old, as a scheduled command with the rights of the owner.
 
-use std::{
-    io::{self, Write as _},
-    path::PathBuf,
-    process::ExitCode,
-    time::Duration,
-};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::{ask, screen::say};
 use crate::{
-    cli::{DatabaseArgs, EXIT_UNAVAILABLE},
-    postgres::{Pooler, Postgres, PostgresSettings},
+    cli::DatabaseArgs,
+    postgres::PostgresSettings,
     readable::{grouped, span, weight},
     retention::{LetGo, Retention, Run, preview},
 };
@@ -65,11 +61,7 @@ impl RetentionArgs {
 impl RunArgs {
     fn check(&self) -> Result<(), String> {
         self.database.check()?;
-        if self.database.database_pooler == Pooler::Transaction {
-            return Err("retention needs a session of its own, which DATABASE_POOLER=transaction does not give: name the server \
-                        itself in DATABASE_URL, and leave out DATABASE_POOLER"
-                .to_owned());
-        }
+        self.database.check_own_session("retention")?;
         if !self.retention.is_on() {
             return Err(
                 "nothing is to be let go: say how long what is kept, for example RETENTION_EVENTS=400d".to_owned()
@@ -85,11 +77,10 @@ impl RunArgs {
 /// If a step fails. Those before it are done.
 pub async fn run(RetentionArgs { what: What::Run(args) }: RetentionArgs) -> anyhow::Result<ExitCode> {
     let settings = PostgresSettings { statement_timeout: Duration::ZERO, ..args.database.settings() };
-    let postgres = Postgres::new(&settings)?;
-    if let Err(e) = postgres.try_connect().await {
-        eprintln!("error: {e}");
-        return Ok(ExitCode::from(EXIT_UNAVAILABLE));
-    }
+    let postgres = match ask::connect(&settings).await {
+        Ok(postgres) => postgres,
+        Err(code) => return Ok(code),
+    };
     let all = if args.dry_run {
         preview(&postgres, &args.retention).await?
     } else {
@@ -97,12 +88,9 @@ pub async fn run(RetentionArgs { what: What::Run(args) }: RetentionArgs) -> anyh
         let export = args.export.filter(|folder| !folder.as_os_str().is_empty());
         Run { postgres: &postgres, retention: &args.retention, export, tell: &mut tell }.go().await?
     };
-    let mut out = io::stdout().lock();
-    match args.json {
-        true => writeln!(out, "{}", json!({"dry_run": args.dry_run, "let_go": all}))?,
-        false => write!(out, "{}", shown(&all, args.dry_run))?,
-    }
-    Ok(ExitCode::SUCCESS)
+    ask::print(args.json, &json!({"dry_run": args.dry_run, "let_go": all}), || {
+        say!("{}", shown(&all, args.dry_run).trim_end());
+    })
 }
 
 fn shown(all: &[LetGo], dry_run: bool) -> String {
